@@ -1,0 +1,1 @@
+"""Ordinary Lightning modules and data modules; they know nothing of Ray or of `tune_jobs`."""

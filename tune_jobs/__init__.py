@@ -1,0 +1,1 @@
+"""Sweeps: Optuna searches, Ray runs the trials, ASHA stops the poor ones, Lightning trains."""

@@ -1,0 +1,89 @@
+"""What a trial takes, how many run side by side, and the checks before anything is spent."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import ray
+
+from tune_jobs.engine.settings import Settings, SettingsError
+
+__all__ = ["DEFAULT_GPU_SHARE", "Resources", "cluster_nodes", "plan_resources", "trials_per_node"]
+
+DEFAULT_GPU_SHARE = 0.25
+
+Node = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What every trial takes, and how many trials run side by side.
+
+    Attributes:
+        cpus: CPUs of one trial.
+        gpus: Its share of one GPU, 0 to 1.
+        slots: Trials side by side.
+    """
+
+    cpus: float
+    gpus: float
+    slots: int
+
+    @property
+    def per_trial(self) -> dict[str, float]:
+        """The request as Ray writes it."""
+        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
+
+    @property
+    def num_threads(self) -> int:
+        return max(1, math.floor(self.cpus))
+
+
+def plan_resources(settings: Settings, nodes: Iterable[Node]) -> Resources:
+    """Decide what a trial takes of these nodes.
+
+    Args:
+        settings: Uses `cpus_per_trial`, `gpus_per_trial` and `max_concurrent`.
+        nodes: The CPUs and GPUs of each node that lives or could be started.
+
+    Raises:
+        SettingsError: No node could ever hold a trial.
+    """
+    nodes = list(nodes)
+    share = settings.gpus_per_trial
+    if share == "auto":
+        share = DEFAULT_GPU_SHARE if any(node.get("GPU", 0) for node in nodes) else 0.0
+    cpus = settings.cpus_per_trial
+    slots = sum(trials_per_node(node, cpus, share) for node in nodes)
+    if not slots:
+        most_cpus = max((node.get("CPU", 0) for node in nodes), default=0)
+        most_gpus = max((node.get("GPU", 0) for node in nodes), default=0)
+        raise SettingsError(
+            f"a trial asks for {cpus:g} CPUs and {share:g} GPUs, but the largest node has "
+            f"{most_cpus:g} CPUs and {most_gpus:g} GPUs; "
+            "lower --cpus-per-trial or --gpus-per-trial."
+        )
+    return Resources(cpus, share, min(slots, settings.max_concurrent or slots))
+
+
+def trials_per_node(node: Node, cpus: float, share: float) -> int:
+    """How many trials one node holds.
+
+    A trial's share lies on one GPU, so a GPU holds floor(1 / share) trials, whatever is left.
+    """
+    # 1e-9: three shares of 1/3 written as 0.333... must not lose a slot to rounding
+    by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-9)
+    if not share:
+        return by_cpu
+    return min(by_cpu, int(node.get("GPU", 0)) * math.floor(1 / share + 1e-9))
+
+
+def cluster_nodes() -> list[Node]:
+    """CPUs and GPUs of the nodes that live, and of those that the autoscaler could start."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    config = ray._private.state.state.get_cluster_config()
+    startable: list[Node] = []
+    for group in getattr(config, "node_group_configs", ()):
+        startable += [dict(group.resources)] * min(group.max_count, 1_000)
+    # Nodes that live were started from these groups, the head apart: count each once.
+    return alive if len(alive) > len(startable) else [*alive[:1], *startable]

@@ -1,0 +1,118 @@
+"""Which trials go on: `EpochScheduler` ends what cannot win, `ASHA` also what seems not to."""
+
+import math
+from typing import Any
+
+import numpy as np
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+__all__ = ["ASHA", "EpochScheduler", "make_rungs"]
+
+
+class EpochScheduler(FIFOScheduler):
+    """Ends a trial after its last epoch, at a score that is good enough, and when it diverges.
+
+    Ray's schedulers let a trial that reports NaN run on, since NaN compares false with everything.
+
+    Args:
+        metric: The name under which trials report their score.
+        mode: "max" or "min".
+        max_epochs: Epochs after which a trial is complete; None: it ends by itself.
+        stop_at: The score that is good enough; the sweep ends when a trial reaches it.
+
+    Attributes:
+        reasons: Why a trial was ended, by trial id: "last epoch", "stop_at", "asha", "nan", or the
+            name of the exception it died of. Trials that ended by themselves are not in it.
+        reached: Whether a trial has reached `stop_at` and its end has been recorded.
+    """
+
+    def __init__(
+        self, metric: str, mode: str, max_epochs: int | None = None, stop_at: float | None = None
+    ) -> None:
+        super().__init__()
+        self._metric = metric
+        self._sign = 1 if mode == "max" else -1
+        self._max_epochs = max_epochs
+        self._stop_at = stop_at
+        self.reasons: dict[str, str] = {}
+        self.reached = False
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        reason = self._judge(trial.trial_id, result["epoch"], float(result[self._metric]))
+        if reason is None:
+            return TrialScheduler.CONTINUE
+        self.reasons[trial.trial_id] = reason
+        return TrialScheduler.STOP
+
+    def _judge(self, trial_id: str, epoch: int, score: float) -> str | None:
+        """Why this trial must end now; None: it goes on."""
+        if not math.isfinite(score):
+            return "nan"
+        if self._stop_at is not None and self._sign * score >= self._sign * self._stop_at:
+            return "stop_at"
+        if self._max_epochs is not None and epoch >= self._max_epochs:
+            return "last epoch"
+        return None
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        # Not sooner: ending the sweep at once would lose the result that ended it.
+        self.reached |= self.reasons.get(trial.trial_id) == "stop_at"
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        error = trial.get_pickled_error() or trial.get_error()
+        self.reasons[trial.trial_id] = type(getattr(error, "cause", None) or error).__name__
+
+
+class ASHA(EpochScheduler):
+    """Asynchronous successive halving, stopping kind (https://arxiv.org/abs/1810.05934).
+
+    At each rung a trial goes on if its score is within the best 1 / `reduction_factor` of those
+    recorded there before it. The same decisions as Ray's `ASHAScheduler` where that one is right;
+    unlike it, a trial is recorded at the highest rung it has reached and no lower one (Ray writes
+    late scores into lower rungs when results skip a milestone), and no rung is lost to rounding.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        mode: str,
+        max_epochs: int,
+        grace_epochs: int = 1,
+        reduction_factor: float = 3,
+        stop_at: float | None = None,
+    ) -> None:
+        super().__init__(metric, mode, max_epochs, stop_at)
+        self._reduction_factor = reduction_factor
+        self.rungs: dict[int, dict[str, float]] = {
+            epoch: {} for epoch in make_rungs(grace_epochs, max_epochs, reduction_factor)
+        }
+
+    def _judge(self, trial_id: str, epoch: int, score: float) -> str | None:
+        reason = super()._judge(trial_id, epoch, score)
+        if reason == "nan":
+            return reason
+        passed = self._pass_rung(trial_id, epoch, self._sign * score)
+        return reason or (None if passed else "asha")
+
+    def _pass_rung(self, trial_id: str, epoch: int, score: float) -> bool:
+        """Record the score, larger is better, at the rung it belongs to, and compare it there."""
+        rung = max((milestone for milestone in self.rungs if milestone <= epoch), default=None)
+        if rung is None or trial_id in self.rungs[rung]:
+            return True
+        others = list(self.rungs[rung].values())
+        self.rungs[rung][trial_id] = score
+        percentile = (1 - 1 / self._reduction_factor) * 100
+        return not others or score >= float(np.percentile(others, percentile))
+
+
+def make_rungs(grace_epochs: int, max_epochs: int, reduction_factor: float) -> list[int]:
+    """The epochs at which trials are compared: grace x factor^k, rounded, up to `max_epochs`.
+
+    Multiplied out, since Ray's `int(log(243) / log(3))` is 4 and loses the rung at 243.
+    """
+    rungs, rung = [], float(grace_epochs)
+    while round(rung) <= max_epochs:
+        rungs.append(round(rung))
+        rung *= reduction_factor
+    return sorted(set(rungs))

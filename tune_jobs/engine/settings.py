@@ -1,0 +1,123 @@
+"""Everything that a user may set: typed, with its help, checked before anything is spent."""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import tyro
+
+__all__ = ["LightningSettings", "Settings", "SettingsError", "parse_settings"]
+
+AnySettings = TypeVar("AnySettings", bound="Settings")
+
+
+class SettingsError(ValueError):
+    """What was asked for cannot be done; the message gives the rule, the values and the way out."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of any sweep.
+
+    Raises:
+        SettingsError: A value breaks its rule.
+    """
+
+    num_trials: int = 20
+    """Configs to try."""
+    max_concurrent: int | None = None
+    """Trials side by side; none: as many as the cluster holds."""
+    cpus_per_trial: float = 1.0
+    """CPUs a trial takes, and the threads it computes with."""
+    gpus_per_trial: float | Literal["auto"] = "auto"
+    """Share of a GPU that a trial takes, 0 to 1; auto: 0.25 where there are GPUs, else 0."""
+    time_budget_s: float | None = None
+    """Seconds after which the sweep ends with what it has; none: no limit."""
+    stop_at: float | None = None
+    """A score that is good enough: the sweep ends when a trial reaches it."""
+    seed: int = 0
+    """Seed of the search and of every trial."""
+    storage_path: str = "./results"
+    """Folder or URL (s3://, gs://, file://) that holds the sweeps."""
+    name: str | None = None
+    """Name of the sweep and of its folder; none: job and time."""
+    keep_checkpoints: int = 10
+    """Trials that keep their checkpoints, the best ones."""
+    address: str | None = None
+    """Address of a Ray cluster; none: the one this machine belongs to, else Ray starts here."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "num_trials", "max_concurrent", "cpus_per_trial", "time_budget_s")
+        _check_positive(self, "keep_checkpoints")
+        share = self.gpus_per_trial
+        if share != "auto" and not 0 <= share <= 1:
+            raise SettingsError(
+                f"gpus_per_trial must be between 0 and 1, got {share:g}; "
+                "a trial trains on one device."
+            )
+        if self.stop_at is not None and not math.isfinite(self.stop_at):
+            raise SettingsError(f"stop_at must be a finite score, got {self.stop_at}.")
+        if not 0 <= self.seed < 2**32:
+            raise SettingsError(f"seed must be between 0 and 4294967295, got {self.seed}.")
+        if self.name is not None and not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", self.name):
+            raise SettingsError(
+                "name must be a folder's name of letters, digits, '.', '_', '+' and '-', "
+                f"got {self.name!r}."
+            )
+
+
+@dataclass(frozen=True)
+class LightningSettings(Settings):
+    """Settings of a sweep whose trials train a LightningModule under ASHA."""
+
+    max_epochs: int = 10
+    """Epochs a trial trains at most."""
+    grace_epochs: int = 1
+    """Epochs every trial may train before ASHA judges it."""
+    reduction_factor: float = 3.0
+    """ASHA lets the best 1 in this many trials go on at each rung; above 1."""
+    data: Literal["auto", "mnist", "digits"] = "auto"
+    """Data set; auto: MNIST from data-dir or the network, else scikit-learn's digits."""
+    data_dir: str = field(default_factory=lambda: os.environ.get("TUNE_JOBS_DATA_DIR", "data"))
+    """Folder with torchvision's MNIST/raw; its default is $TUNE_JOBS_DATA_DIR, else ./data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "max_epochs", "grace_epochs")
+        if self.grace_epochs > self.max_epochs:
+            raise SettingsError(
+                f"grace_epochs must not exceed max_epochs, got {self.grace_epochs} and "
+                f"{self.max_epochs}; lower --grace-epochs."
+            )
+        if not self.reduction_factor > 1 or math.isinf(self.reduction_factor):
+            raise SettingsError(
+                f"reduction_factor must be above 1 and finite, got {self.reduction_factor:g}; "
+                "3 keeps the best third at each rung."
+            )
+
+
+def parse_settings(
+    settings_type: type[AnySettings], description: str, args: Sequence[str] | None = None
+) -> AnySettings:
+    """Read the settings from the command line.
+
+    Raises:
+        SettingsError: A value breaks its rule.
+        SystemExit: Code 2 for what cannot be parsed, 0 after `--help`.
+    """
+    return tyro.cli(
+        settings_type,
+        description=description,
+        args=args,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagConversionOff),
+    )
+
+
+def _check_positive(settings: Settings, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise SettingsError(f"{name} must be positive and finite, got {value}.")

@@ -1,0 +1,51 @@
+"""Fence off the largest garden along a wall: a plain function, tuned in seconds.
+
+    python tune_jobs/garden.py
+    python tune_jobs/garden.py --num-trials 100 --seed 1
+
+500 m of fence make three sides of a rectangle; the wall is the fourth. x is the side perpendicular
+to the wall. Calculus says x = 125 m, y = 250 m, 31 250 square metres.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+
+from tune_jobs.engine import Settings, Sweep, run_job, run_sweep
+
+FENCE_M = 500.0
+BEST_AREA_M2 = FENCE_M**2 / 8
+
+SEARCH_SPACE = {"x": tune.uniform(0.0, FENCE_M / 2)}  # metres
+
+
+@dataclass(frozen=True)
+class GardenSettings(Settings):
+    """Settings of the garden."""
+
+    num_trials: int = 50
+    """Configs to try."""
+
+
+def area(config: dict[str, Any]) -> float:
+    """Square metres of a garden whose side perpendicular to the wall is x metres long."""
+    x: float = config["x"]
+    return x * (FENCE_M - 2 * x)
+
+
+def main(settings: Settings) -> Sweep:
+    return run_sweep(settings, space=SEARCH_SPACE, metric="area", mode="max", objective=area)
+
+
+def print_garden(sweep: Sweep) -> None:
+    x = sweep.best_config["x"]
+    short_of = 100 * (1 - sweep.best_score / BEST_AREA_M2)
+    print(
+        f"Garden: {x:.2f} m by {FENCE_M - 2 * x:.2f} m along the wall, {sweep.best_score:,.1f} m2; "
+        f"{short_of:.4f} % less than the best, 125 m by 250 m, {BEST_AREA_M2:,.0f} m2"
+    )
+
+
+if __name__ == "__main__":
+    run_job(main, GardenSettings, __doc__, finish=print_garden)

@@ -1,0 +1,74 @@
+"""Tune an MLP on MNIST: Optuna searches, ASHA stops the poor trials, Lightning trains.
+
+    python tune_jobs/mnist.py
+    python tune_jobs/mnist.py --num-trials 40 --max-epochs 20 --seed 1
+    python tune_jobs/mnist.py --gpus-per-trial 0.25      # four trials a GPU
+
+To make a job of your own, copy this file and change the search space, the data and the model.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from tune_jobs.engine import LightningSettings, Sweep, run_job, run_sweep
+
+if TYPE_CHECKING:
+    from models.data import ArrayData, Splits
+    from models.mlp import MLP
+
+SEARCH_SPACE = {
+    "hidden_size": tune.choice([64, 128, 256, 512]),
+    "num_layers": tune.randint(2, 5),  # linear layers: 2, 3 or 4
+    "dropout": tune.uniform(0.0, 0.5),
+    "lr": tune.loguniform(1e-4, 1e-2),
+    "weight_decay": tune.loguniform(1e-6, 1e-2),
+    "batch_size": tune.choice([64, 128, 256]),
+}
+
+# The models are imported where they are used: `--help` and Ray's start need not wait for torch.
+
+
+def load_data(settings: LightningSettings) -> "Splits":
+    """Once, in the driver; the trials share these arrays through Ray's object store."""
+    from models.data import load_splits
+
+    return load_splits(settings.data, settings.data_dir)
+
+
+def make_model(config: dict[str, Any], data: "Splits") -> "MLP":
+    from models.mlp import MLP
+
+    return MLP(
+        in_size=data.in_size,
+        out_size=data.num_classes,
+        hidden_size=config["hidden_size"],
+        num_layers=config["num_layers"],
+        dropout=config["dropout"],
+        lr=config["lr"],
+        weight_decay=config["weight_decay"],
+        mean=data.mean,
+        std=data.std,
+    )
+
+
+def make_data(config: dict[str, Any], data: "Splits") -> "ArrayData":
+    from models.data import ArrayData
+
+    return ArrayData(data, config["batch_size"])
+
+
+def main(settings: LightningSettings) -> Sweep:
+    return run_sweep(
+        settings,
+        space=SEARCH_SPACE,
+        metric="val_acc",
+        mode="max",
+        load_data=load_data,
+        make_model=make_model,
+        make_data=make_data,
+    )
+
+
+if __name__ == "__main__":
+    run_job(main, LightningSettings, __doc__)
