@@ -9,6 +9,7 @@ A `Splits` holds arrays and no tensors: Ray shares arrays between processes with
 import gzip
 import math
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,8 +161,10 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     if found is None:
         raise DataError(f"{path} is missing.")
     try:
-        content = gzip.open(found).read() if found.suffix == ".gz" else found.read_bytes()
-    except (OSError, EOFError) as error:
+        content = found.read_bytes()
+        if found.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{found} cannot be read: {_brief(error)}.") from error
     header = b"\0\0\x08" + bytes([len(shape)]) + np.array(shape, ">u4").tobytes()
     expected = len(header) + math.prod(shape)
@@ -169,7 +172,8 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         raise DataError(f"{found} is not MNIST's {path.name}: its header is another one.")
     if len(content) != expected:
         raise DataError(
-            f"{found} must hold {expected} bytes, but has {len(content)}; delete it to download it again."
+            f"{found} must hold {expected} bytes, but has {len(content)}; "
+            "delete it to download it again."
         )
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
 
@@ -199,12 +203,12 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.shuffle:
-            for index in torch.randperm(len(self.images)).split(self.batch_size):
+            for index in torch.split(torch.randperm(len(self.images)), self.batch_size):
                 yield self.images[index], self.labels[index]
         else:
-            yield from zip(
-                self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True
-            )
+            for start in range(0, len(self.images), self.batch_size):
+                batch = slice(start, start + self.batch_size)
+                yield self.images[batch], self.labels[batch]
 
 
 class ArrayData(pl.LightningDataModule):

@@ -1,5 +1,6 @@
 """A multi-layer perceptron for image classification, as a LightningModule."""
 
+import itertools
 from typing import Any
 
 import pytorch_lightning as pl
@@ -53,7 +54,7 @@ class MLP(pl.LightningModule):
         self.register_buffer("std", torch.tensor(std))
         sizes = [in_size] + [hidden_size] * (num_layers - 1)
         layers: list[nn.Module] = []
-        for size, next_size in zip(sizes, sizes[1:], strict=False):
+        for size, next_size in itertools.pairwise(sizes):
             layers += [nn.Linear(size, next_size), nn.ReLU()]
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from models.mlp import MLP
 
 SEARCH_SPACE = {
-    "hidden_size": tune.choice([64, 128, 256, 512]),
+    "hidden_size": tune.choice([64, 128, 256]),
     "num_layers": tune.randint(2, 5),  # linear layers: 2, 3 or 4
     "dropout": tune.uniform(0.0, 0.5),
     "lr": tune.loguniform(1e-4, 1e-2),

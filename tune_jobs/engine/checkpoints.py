@@ -9,7 +9,7 @@ from ray.tune import Callback
 __all__ = ["KeepBestCheckpoints"]
 
 
-class KeepBestCheckpoints(Callback):  # type: ignore[misc]
+class KeepBestCheckpoints(Callback):
     """Deletes the checkpoints of a finished trial once `num_trials` better ones have theirs.
 
     Trials are ranked as the winner is: complete ones first, then by their best score.

@@ -47,7 +47,7 @@ class SweepStopper(Stopper):
         return self.reason is not None
 
 
-class FailureWatcher(Callback):  # type: ignore[misc]
+class FailureWatcher(Callback):
     """Counts trials that failed until one succeeds."""
 
     def __init__(self) -> None:

@@ -34,6 +34,10 @@ class Resources:
         """The request as Ray writes it."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} of a GPU" if self.gpus else ""
+        return f"{self.slots} at a time, each on {self.cpus:g} CPU{gpus}"
+
     @property
     def num_threads(self) -> int:
         return max(1, math.floor(self.cpus))

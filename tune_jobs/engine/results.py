@@ -12,6 +12,8 @@ from typing import Any
 
 import optuna
 import ray
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune import Checkpoint, ResultGrid
 from ray.tune.utils import flatten_dict
@@ -73,8 +75,7 @@ class Sweep:
 
 def load_study(folder: str | Path) -> optuna.Study:
     """Load the study of a finished sweep from its folder."""
-    backend = optuna.storages.journal.JournalFileBackend(str(Path(folder, STUDY_FILE)))
-    storage = optuna.storages.JournalStorage(backend)
+    storage = JournalStorage(JournalFileBackend(str(Path(folder, STUDY_FILE))))
     return optuna.load_study(study_name=None, storage=storage)
 
 
@@ -104,7 +105,7 @@ def collect_results(
     logs = {f.number: t.error_file for f, t in trials if t is not None and t.error_file}
     winner = _find_winner(study, mode)
     if winner is None:
-        _raise_failed(logs, rows, name)
+        raise SweepFailedError(_explain_failure(logs, name))
     epoch = best_epoch(winner, mode)
     assert epoch is not None
     trial = tune_trials[winner.user_attrs["trial_id"]]
@@ -237,11 +238,11 @@ def _commit() -> str | None:
         return None
 
 
-def _raise_failed(logs: dict[int, str], rows: list[dict[str, Any]], name: str) -> Any:
+def _explain_failure(logs: dict[int, str], name: str) -> str:
     if not logs:
-        raise SweepFailedError(f"sweep {name} ended before any trial had reported a score.")
+        return f"sweep {name} ended before any trial had reported a score."
     first = Path(logs[min(logs)]).read_text()
     marker = "MetricNotLoggedError: "
     if marker in first:
-        raise SweepFailedError(first.rpartition(marker)[2].strip())
-    raise SweepFailedError(f"all {len(logs)} trials failed; the first one:\n{first}")
+        return first.rpartition(marker)[2].strip()
+    return f"all {len(logs)} trials failed; the first one:\n{first}"

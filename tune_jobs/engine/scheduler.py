@@ -40,10 +40,10 @@ class EpochScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         reason = self._judge(trial.trial_id, result["epoch"], float(result[self._metric]))
-        if reason is None:
-            return TrialScheduler.CONTINUE
-        self.reasons[trial.trial_id] = reason
-        return TrialScheduler.STOP
+        if reason is not None:
+            self.reasons[trial.trial_id] = reason
+        decision: str = TrialScheduler.CONTINUE if reason is None else TrialScheduler.STOP
+        return decision
 
     def _judge(self, trial_id: str, epoch: int, score: float) -> str | None:
         """Why this trial must end now; None: it goes on."""

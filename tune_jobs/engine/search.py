@@ -40,6 +40,7 @@ class StudySearch(OptunaSearch):
         self._why_ended = why_ended
         self._on_trial_end = on_trial_end
         self._given_study = study
+        self._last_epoch: dict[str, int] = {}
         distributions = space if callable(space) else self.convert_search_space(space)
         super().__init__(distributions, metric=metric, mode=mode)
 
@@ -55,7 +56,9 @@ class StudySearch(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         score = float(result[self.metric])
-        if math.isfinite(score):
+        # A trial that ended by itself brings its last result twice.
+        if math.isfinite(score) and result["epoch"] > self._last_epoch.get(trial_id, 0):
+            self._last_epoch[trial_id] = result["epoch"]
             self._ot_trials[trial_id].report(score, result["epoch"])
 
     def on_trial_complete(
@@ -85,9 +88,9 @@ class StudySearch(OptunaSearch):
         if state == TrialState.COMPLETE and not frozen.intermediate_values:
             state, reason = TrialState.FAIL, "reported nothing"
         trial.set_user_attr("reason", reason)
-        value = None
-        if state == TrialState.COMPLETE:
-            value = frozen.intermediate_values[best_epoch(frozen, self.mode)]
+        value, epoch = None, best_epoch(frozen, self.mode)
+        if state == TrialState.COMPLETE and epoch is not None:
+            value = frozen.intermediate_values[epoch]
         frozen = study.tell(trial, value, state=state)
         self._completed_trials.add(trial_id)
         self._on_trial_end(study, frozen)

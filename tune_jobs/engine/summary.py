@@ -25,7 +25,9 @@ def format_trial(study: optuna.Study, trial: FrozenTrial) -> str:
     mode = "max" if study.direction == StudyDirection.MAXIMIZE else "min"
     epoch = best_epoch(trial, mode)
     value = "" if epoch is None else f" with value {trial.intermediate_values[epoch]:.5g}"
-    value += f" at epoch {epoch}" if epoch is not None and len(trial.intermediate_values) > 1 else ""
+    value += (
+        f" at epoch {epoch}" if epoch is not None and len(trial.intermediate_values) > 1 else ""
+    )
     state = trial.state.name
     if trial.state != TrialState.COMPLETE:
         state += f" ({trial.user_attrs.get('reason')})"
@@ -59,8 +61,8 @@ def format_summary(sweep: "Sweep") -> str:
               for row in sweep.rows if row["state"] == "FAIL"]  # fmt: skip
     if sweep.max_epochs:
         spent = sum(row["epochs"] for row in sweep.rows)
-        lines.append(f"Epochs: {spent} of the {sweep.max_epochs * len(sweep.rows)} that every trial "
-                     "run to its last would have cost")  # fmt: skip
+        lines.append(f"Epochs: {spent} of the {sweep.max_epochs * len(sweep.rows)}"
+                     " that every trial run to its last would have cost")  # fmt: skip
     lines.append(f"Seconds: {sweep.seconds:.1f}")
     lines.append(f"Results: {sweep.path}")
     return "\n".join(lines)

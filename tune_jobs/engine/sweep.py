@@ -23,7 +23,7 @@ from ray.tune.logger import JsonLoggerCallback
 
 from tune_jobs.engine.checkpoints import KeepBestCheckpoints
 from tune_jobs.engine.ending import SweepStopper
-from tune_jobs.engine.resources import Resources, cluster_nodes, plan_resources
+from tune_jobs.engine.resources import cluster_nodes, plan_resources
 from tune_jobs.engine.results import STUDY_FILE, Sweep, collect_results
 from tune_jobs.engine.scheduler import ASHA, EpochScheduler
 from tune_jobs.engine.search import StudySearch
@@ -89,11 +89,12 @@ def run_sweep(
             _start_ray(settings)
             data = loading.result()
         resources = plan_resources(settings, cluster_nodes())
+        print(f"Sweep {name}: {settings.num_trials} trials, {resources}", flush=True)
         storage = JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
         study = optuna.create_study(
             storage=storage,
             study_name=name,
-            direction={"max": "maximize", "min": "minimize"}[mode],
+            direction="maximize" if mode == "max" else "minimize",
             sampler=sampler or optuna.samplers.TPESampler(seed=settings.seed, constant_liar=True),
         )
         scheduler = _make_scheduler(settings, metric, mode)

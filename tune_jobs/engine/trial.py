@@ -23,7 +23,7 @@ from tune_jobs.engine.settings import SettingsError
 __all__ = [
     "CHECKPOINT_FILE",
     "MetricNotLoggedError",
-    "OrderlyStop",
+    "OrderlyTrial",
     "check_trainer_kwargs",
     "evaluate",
     "function_trial",
@@ -62,17 +62,20 @@ class MetricNotLoggedError(KeyError):
         return str(self.args[0])
 
 
-class OrderlyStop:
-    """Mixed into Ray's function trainable: a stopped trial is waited for.
+class OrderlyTrial:
+    """Mixed into Ray's function trainable: a stopped trial is waited for, a CPU trial sees no GPU.
 
-    Ray gives a stopped training thread 2 s before its actor is used again, then marks the next trial
-    ERROR without telling the searcher, which can hang the sweep (ray#29268); and the last trial of
-    a slot is not waited for at all, so that loggers lose their end. It also moves every process
-    into the trial's folder, where a user's relative paths lead nowhere.
+    Ray gives a stopped training thread 2 s before its actor is used again, then marks the next
+    trial ERROR without telling the searcher, which can hang the sweep (ray#29268); and the last
+    trial of a slot is not waited for at all, so that loggers lose their end. It also moves every
+    process into the trial's folder, where a user's relative paths lead nowhere, and leaves
+    CUDA_VISIBLE_DEVICES alone for a trial without a GPU, which then sees them all.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+        if not self.trial_resources.required_resources.get("GPU"):  # type: ignore[attr-defined]
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         super().setup(config)  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -101,7 +104,7 @@ def function_trial(
     def trial(config: dict[str, Any]) -> None:
         tune.report({metric: float(objective(config)), "epoch": 1})
 
-    trial.__mixins__ = (OrderlyStop,)  # type: ignore[attr-defined]
+    trial.__mixins__ = (OrderlyTrial,)  # type: ignore[attr-defined]
     return trial
 
 
@@ -136,7 +139,7 @@ def lightning_trial(
         if report.stopped:
             sys.exit(0)  # as Ray's own stop does, but after Lightning has ended in order
 
-    trial.__mixins__ = (OrderlyStop,)  # type: ignore[attr-defined]
+    trial.__mixins__ = (OrderlyTrial,)  # type: ignore[attr-defined]
     return trial
 
 
@@ -200,9 +203,6 @@ def _overrides(module: Any, hook: str, pl: Any) -> bool:
 
 
 def _prepare_device(resources: Resources) -> None:
-    if not resources.gpus:
-        # Ray leaves CUDA_VISIBLE_DEVICES alone for a trial without a GPU, which then sees them all.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     torch.set_num_threads(resources.num_threads)
@@ -228,7 +228,7 @@ def _resume_from(folder: str) -> str | None:
 
 
 def _make_report_callback(pl: Any, metric: str) -> Any:
-    class ReportCallback(pl.Callback):  # type: ignore[misc]
+    class ReportCallback(pl.Callback):
         """Reports each validated epoch to Tune with a checkpoint, and leaves when told to.
 
         It does so at the end of the training epoch: at the end of the validation before it, the

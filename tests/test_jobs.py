@@ -1,0 +1,118 @@
+"""The jobs as a user runs them: their own command, with small numbers."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+REPO = Path(__file__).parents[1]
+DATA_DIR = Path(os.environ.get("TUNE_JOBS_DATA_DIR", REPO.parent / "shared" / "data"))
+
+pytestmark = pytest.mark.slow
+
+
+def run_job(job: str, *args: str, storage: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, f"tune_jobs/{job}.py", *args, "--storage-path", str(storage)]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=280)
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_garden_finds_the_calculus_answer(tmp_path: Path) -> None:
+    done = run_job("garden", "--name", "g", storage=tmp_path)
+    assert done.returncode == 0, done.stderr
+    best = json.loads((tmp_path / "g" / "best.json").read_text())
+    assert best["score"] > 31_250 * 0.998
+    assert "test" not in best
+    assert "Garden: " in done.stdout
+    assert done.stdout.count("Trial ") == 50
+    assert len(read_rows(tmp_path / "g")) == 50
+
+
+def test_mnist_on_digits_leaves_results_that_agree(tmp_path: Path) -> None:
+    from models.data import load_digits
+    from models.mlp import MLP
+    from tune_jobs.engine import load_study
+
+    args = ["--data", "digits", "--num-trials", "6", "--max-epochs", "4", "--name", "d"]
+    done = run_job("mnist", *args, "--keep-checkpoints", "2", storage=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "d"
+    best = json.loads((folder / "best.json").read_text())
+    rows = read_rows(folder)
+    study = load_study(folder)
+    assert best["data"] == "digits"
+    assert len(rows) == 6
+    assert study.best_value == best["score"]
+    assert study.best_params == best["config"]
+    assert study.best_trial.intermediate_values[best["epoch"]] == best["score"]
+    assert {row["state"] for row in rows} <= {"COMPLETE", "PRUNED"}
+    for trial, row in zip(study.trials, rows, strict=True):
+        assert len(trial.intermediate_values) == int(row["epochs"])
+        assert trial.state.name == row["state"]
+    kept = {path.parts[-3] for path in folder.glob("trial_*/checkpoint_*/checkpoint.ckpt")}
+    assert len(kept) == 2
+    assert not list(REPO.glob("lightning_logs"))
+
+    model = MLP.load_from_checkpoint(folder / "best.ckpt", map_location="cpu").eval()
+    images, labels = load_digits().val
+    logits = model(torch.tensor(images / 255, dtype=torch.float32))
+    accuracy = float(np.mean(logits.argmax(1).numpy() == labels))
+    assert accuracy == pytest.approx(best["score"], abs=1e-6)
+
+
+@pytest.mark.skipif(
+    not (DATA_DIR / "MNIST" / "raw").is_dir(),
+    reason="no MNIST; put it there with TUNE_JOBS_DATA_DIR",
+)
+def test_mnist_on_real_images(tmp_path: Path) -> None:
+    args = ["--data", "mnist", "--data-dir", str(DATA_DIR), "--num-trials", "3"]
+    done = run_job("mnist", *args, "--max-epochs", "2", "--name", "m", storage=tmp_path)
+    assert done.returncode == 0, done.stderr
+    best = json.loads((tmp_path / "m" / "best.json").read_text())
+    assert best["data"] == "mnist"
+    assert best["test"]["test_acc"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--gpus-per-trial", "1.5"], "gpus_per_trial must be between 0 and 1, got 1.5"),
+        (["--num-trials", "0"], "num_trials must be positive"),
+        (["--grace-epochs", "11"], "grace_epochs must not exceed max_epochs"),
+        (["--reduction-factor", "1"], "reduction_factor must be above 1"),
+        (["--num-trial", "3"], "--num-trials"),
+        (["--cpus-per-trial", "4096"], "lower --cpus-per-trial"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(
+    args: list[str], message: str, tmp_path: Path
+) -> None:
+    done = run_job("mnist", "--data", "digits", *args, storage=tmp_path / "new")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    done = run_job("garden", "--name", "taken", storage=tmp_path)
+    assert done.returncode == 2
+    assert "is taken" in done.stderr
+
+
+def test_a_storage_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run_job("garden", storage=tmp_path / "file")
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr

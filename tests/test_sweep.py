@@ -1,0 +1,257 @@
+"""`run_sweep` on a Ray with two logical GPUs: what the engine makes of good and bad trials."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import ray
+from ray import tune
+
+from tune_jobs.engine import (
+    LightningSettings,
+    Settings,
+    SettingsError,
+    Sweep,
+    SweepFailedError,
+    load_study,
+    run_sweep,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray_with_two_logical_gpus() -> Iterator[None]:
+    ray.init(num_cpus=8, num_gpus=2, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+def tune_module(
+    tmp_path: Path, package: str = "pytorch_lightning", log: str = "score", **options: Any
+) -> Sweep:
+    """Tune a one-parameter module of either Lightning package; its score is `gain` x epochs.
+
+    A negative gain diverges to NaN in the second epoch; a gain above 100 raises.
+    """
+    out = str(tmp_path / "ended.txt")
+
+    def make_model(config: dict[str, Any], data: Any) -> Any:
+        import importlib
+
+        import torch
+
+        pl = importlib.import_module(package)
+
+        class Module(pl.LightningModule):  # type: ignore[name-defined,misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = torch.nn.Parameter(torch.ones(1))
+
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                if config["gain"] > 100:
+                    raise ArithmeticError("gain is too high")
+                return (self.weight * batch[0]).mean()
+
+            def validation_step(self, batch: Any, batch_idx: int) -> None:
+                epoch = self.current_epoch + 1
+                diverges = config["gain"] < 0 and epoch > 1
+                self.log(log, float("nan") if diverges else abs(config["gain"]) * epoch)
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+            def on_fit_end(self) -> None:
+                with open(out, "a") as file:
+                    file.write(f"{config['gain']}\n")
+
+        return Module()
+
+    def make_data(config: dict[str, Any], data: Any) -> Any:
+        import importlib
+
+        import torch
+
+        pl = importlib.import_module(package)
+
+        class Data(pl.LightningDataModule):  # type: ignore[name-defined,misc]
+            """A user's own, with ordinary DataLoaders."""
+
+            def train_dataloader(self) -> Any:
+                dataset = torch.utils.data.TensorDataset(torch.ones(4, 1))
+                return torch.utils.data.DataLoader(dataset, batch_size=2)
+
+            val_dataloader = train_dataloader
+
+        return Data()
+
+    settings = {"num_trials": 4, "max_epochs": 3, "gpus_per_trial": 0, "max_concurrent": 1}
+    gains = options.pop("gains", [1.0, 2.0, 3.0, 4.0])
+    keywords = {key: options.pop(key) for key in ("trainer_kwargs",) if key in options}
+    return run_sweep(
+        LightningSettings(**{**settings, "storage_path": str(tmp_path), "name": "s", **options}),
+        space={"gain": tune.choice(gains)},
+        metric="score",
+        mode="max",
+        make_model=make_model,
+        make_data=make_data,
+        sampler=optuna.samplers.GridSampler({"gain": gains}),
+        **keywords,
+    )
+
+
+def test_modules_of_the_other_lightning_package_and_data_loaders_of_ones_own(
+    tmp_path: Path,
+) -> None:
+    sweep = tune_module(tmp_path, package="lightning.pytorch", num_trials=2, gains=[1.0, 2.0])
+    assert sweep.best_score == 6.0
+    assert sweep.best_epoch == 3
+    assert sweep.test is None
+
+
+def test_every_trial_leaves_lightning_in_order_also_the_last_of_a_slot(tmp_path: Path) -> None:
+    sweep = tune_module(tmp_path)
+    assert len(sweep.rows) == 4
+    assert len((tmp_path / "ended.txt").read_text().split()) == 4
+
+
+def test_nan_is_stopped_at_once_and_told_pruned_with_the_reason(tmp_path: Path) -> None:
+    sweep = tune_module(tmp_path, gains=[-1.0, 1.0], num_trials=2, max_epochs=8)
+    row = next(row for row in sweep.rows if row["config/gain"] == -1.0)
+    assert (row["state"], row["reason"], row["epochs"]) == ("PRUNED", "nan", 2)
+    trial = sweep.study.trials[row["trial"]]
+    assert trial.state == optuna.trial.TrialState.PRUNED
+    assert trial.intermediate_values == {1: 1.0}
+
+
+def test_some_failed_trials_are_counted_with_their_logs(tmp_path: Path) -> None:
+    sweep = tune_module(tmp_path, gains=[1.0, 200.0], num_trials=2)
+    failed = next(row for row in sweep.rows if row["config/gain"] == 200.0)
+    assert (failed["state"], failed["reason"]) == ("FAIL", "ArithmeticError")
+    assert "gain is too high" in Path(sweep.logs[failed["trial"]]).read_text()
+
+
+def test_five_failures_and_no_success_end_the_sweep_with_the_first_traceback(
+    tmp_path: Path,
+) -> None:
+    gains = [200.0 + number for number in range(20)]
+    with pytest.raises(SweepFailedError, match="gain is too high"):
+        tune_module(tmp_path, gains=gains, num_trials=20)
+    rows = (tmp_path / "s" / "trials.csv").read_text().splitlines()[1:]
+    assert 5 <= sum(",FAIL," in row for row in rows) <= 7
+    assert len(rows) < 20
+
+
+def test_a_metric_that_is_never_logged_ends_the_sweep_and_names_those_that_are(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(SweepFailedError, match="never logs 'score'; it logs acc"):
+        tune_module(tmp_path, log="acc", gains=list(range(1, 20)), num_trials=19)
+    assert len((tmp_path / "s" / "trials.csv").read_text().splitlines()) <= 4
+
+
+def test_trainer_kwargs_that_the_engine_sets_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="'max_epochs', which the engine sets"):
+        tune_module(tmp_path, trainer_kwargs={"max_epochs": 3})
+    assert not (tmp_path / "s").exists()
+
+
+def test_trainer_kwargs_bring_loggers_that_are_finalized_in_success(tmp_path: Path) -> None:
+    from pytorch_lightning.loggers import CSVLogger
+
+    class Logger(CSVLogger):
+        def finalize(self, status: str) -> None:
+            Path(self.save_dir, status).touch()
+
+    tune_module(tmp_path, trainer_kwargs={"logger": Logger(str(tmp_path))}, gains=[1.0, 0.5])
+    assert (tmp_path / "success").exists()
+    assert not (tmp_path / "failed").exists()
+
+
+def test_a_score_that_is_good_enough_ends_the_sweep(tmp_path: Path) -> None:
+    sweep = tune_module(tmp_path, stop_at=2.0, gains=[1.0, 2.0, 3.0, 4.0])
+    assert sweep.best_score >= 2.0
+    assert sweep.best_state == "COMPLETE"
+    assert len(sweep.rows) < 4 or sweep.rows[-1]["epochs"] == 1
+
+
+def test_a_budget_that_runs_out_gives_the_best_stopped_trial_marked_as_such(
+    tmp_path: Path,
+) -> None:
+    def slow(config: dict[str, Any]) -> float:
+        for step in range(1, 1000):
+            tune.report({"score": config["x"] * step, "epoch": step})
+            time.sleep(0.1)
+        return 0.0
+
+    sweep = run_sweep(
+        Settings(
+            num_trials=2, time_budget_s=8, storage_path=str(tmp_path), name="b", gpus_per_trial=0
+        ),
+        space={"x": tune.uniform(1, 2)},
+        metric="score",
+        mode="max",
+        objective=slow,
+    )
+    assert sweep.best_state == "PRUNED"
+    best = json.loads((tmp_path / "b" / "best.json").read_text())
+    assert best["state"] == "PRUNED"
+    assert {row["reason"] for row in sweep.rows} == {"time budget"}
+
+
+def test_zero_is_a_score_and_a_define_by_run_space_works(tmp_path: Path) -> None:
+    def space(trial: optuna.Trial) -> dict[str, Any]:
+        trial.suggest_float("x", -1, 1)
+        return {"constant": 7}
+
+    sweep = run_sweep(
+        Settings(num_trials=3, storage_path=f"file://{tmp_path}", name="z", gpus_per_trial=0),
+        space=space,
+        metric="score",
+        mode="min",
+        objective=lambda config: 0.0,
+    )
+    assert sweep.best_score == 0.0
+    assert sweep.best_config["constant"] == 7
+    assert load_study(tmp_path / "z").best_value == 0.0
+
+
+@pytest.mark.parametrize(("share", "slots", "per_gpu"), [(0.25, 8, 4), (0.4, 4, 2)])
+def test_shares_of_logical_gpus_run_side_by_side(
+    share: float, slots: int, per_gpu: int, tmp_path: Path
+) -> None:
+    out = tmp_path / "gpus.txt"
+
+    def hold(config: dict[str, Any]) -> float:
+        start = time.time()
+        gpus = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        time.sleep(8)
+        with out.open("a") as file:
+            file.write(f"{start} {time.time()} {gpus[0]}\n")
+        return 1.0
+
+    settings = Settings(
+        num_trials=slots, gpus_per_trial=share, storage_path=str(tmp_path), name="g"
+    )
+    run_sweep(settings, space={"x": tune.uniform(0, 1)}, metric="m", mode="max", objective=hold)
+    lines = [line.split() for line in out.read_text().splitlines()]
+    assert max(float(start) for start, _, _ in lines) < min(float(end) for _, end, _ in lines)
+    gpus = [gpu for _, _, gpu in lines]
+    assert sorted(gpus) == ["0"] * per_gpu + ["1"] * per_gpu
+
+
+def test_a_trial_without_a_gpu_sees_none(tmp_path: Path) -> None:
+    def count(config: dict[str, Any]) -> float:
+        import os
+
+        return float(os.environ.get("CUDA_VISIBLE_DEVICES", "all") == "")
+
+    settings = Settings(num_trials=1, gpus_per_trial=0, storage_path=str(tmp_path), name="n")
+    sweep = run_sweep(
+        settings, space={"x": tune.uniform(0, 1)}, metric="m", mode="max", objective=count
+    )
+    assert sweep.best_score == 1.0
