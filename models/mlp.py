@@ -70,14 +70,23 @@ class MLP(pl.LightningModule):
             Logits with shape (N, out_size).
         """
         flat = images.flatten(1)  # (N, in_size)
-        logits: Tensor = self.layers((flat - self.mean) / self.std)
+        logits: Tensor = self.layers((flat - self.mean).div_(self.std))
         return logits
+
+    def on_train_epoch_start(self) -> None:
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.num_images = 0
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         loss = F.cross_entropy(self(images), labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.loss_sum += loss.detach() * len(labels)
+        self.num_images += len(labels)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        # Once an epoch: `self.log` at each of these small steps took a fifth of the time.
+        self.log("train_loss", self.loss_sum / self.num_images)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -93,7 +102,9 @@ class MLP(pl.LightningModule):
         self.log_dict(scores, on_step=False, on_epoch=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(
+            self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Plain numbers only, so that the file loads with torch's `weights_only=True`.

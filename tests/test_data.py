@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import models.data
-from models.data import (
-    Batches,
-    DataError,
-    DigitsData,
-    MNISTData,
-    Splits,
-    load_digits,
-    load_mnist,
-    load_splits,
-)
+import models.splits
+from models.data import Batches, DigitsData, MNISTData
+from models.splits import DataError, Splits, load_digits, load_mnist, load_splits
 
 DATA_DIR = Path(os.environ.get("TUNE_JOBS_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -47,15 +39,15 @@ def write_mnist(data_dir: Path, files: dict[str, tuple[str, tuple[int, ...]]]) -
 
 
 def write_small_mnist(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(models.data, "MNIST_FILES", SMALL_FILES)
+    monkeypatch.setattr(models.splits, "MNIST_FILES", SMALL_FILES)
     return write_mnist(data_dir, SMALL_FILES)
 
 
 def forbid_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(data_dir: str | Path) -> None:
+    def fail(raw: Path) -> None:
         raise OSError("first line\nno route to host.")
 
-    monkeypatch.setattr(models.data, "_download_mnist", fail)
+    monkeypatch.setattr(models.splits, "_download_mnist", fail)
 
 
 def test_digits_have_the_documented_sizes() -> None:
@@ -96,7 +88,7 @@ def test_mean_and_std_are_those_of_the_training_pixels_in_unit_range() -> None:
 
 
 def test_full_size_mnist_is_split_55000_5000_10000(tmp_path: Path) -> None:
-    write_mnist(tmp_path, models.data.MNIST_FILES)
+    write_mnist(tmp_path, models.splits.MNIST_FILES)
     splits = load_mnist(tmp_path)
     assert splits.train[0].shape == (55_000, 1, 28, 28)
     assert splits.val[0].shape == (5_000, 1, 28, 28)
@@ -209,6 +201,7 @@ def test_auto_without_files_and_network_takes_digits_and_says_so_in_one_line(
 ) -> None:
     forbid_download(monkeypatch)
     assert load_splits("auto", tmp_path).name == "digits"
+    assert not list(tmp_path.iterdir())
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert str(tmp_path) in out
@@ -226,9 +219,9 @@ def test_auto_does_not_hide_a_damaged_file(tmp_path: Path, monkeypatch: pytest.M
 def test_auto_downloads_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(models.data, "MNIST_FILES", SMALL_FILES)
+    monkeypatch.setattr(models.splits, "MNIST_FILES", SMALL_FILES)
     monkeypatch.setattr(
-        models.data, "_download_mnist", lambda data_dir: write_mnist(Path(data_dir), SMALL_FILES)
+        models.splits, "_download_mnist", lambda raw: write_mnist(tmp_path, SMALL_FILES)
     )
     assert load_splits("auto", tmp_path).name == "mnist"
     assert capsys.readouterr().out == ""
@@ -303,5 +296,6 @@ def test_data_module_gives_each_split_its_own_loader() -> None:
 
 def test_mnist_data_takes_the_splits_it_is_given() -> None:
     images, labels = np.zeros((3, 1, 28, 28), np.uint8), np.zeros(3, np.int64)
-    splits = Splits("mnist", (images, labels), (images, labels), (images, labels))
+    part = (images, labels)
+    splits = Splits("mnist", part, part, part, mean=0.5, std=0.5)
     assert MNISTData(splits, batch_size=2, data_dir="nowhere").splits is splits

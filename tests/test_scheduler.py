@@ -1,27 +1,25 @@
 """The scheduler, held against Ray's own where that one is right and where it is not."""
 
 import math
+import pickle
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
+from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.scheduler import ASHA, EpochScheduler, make_rungs
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 
 class FakeTrial:
-    def __init__(self, trial_id: str, error: Exception | None = None) -> None:
+    pickled_error_file: str | None = None
+
+    def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
-        self.error = error
-
-    def get_pickled_error(self) -> Exception | None:
-        return self.error
-
-    def get_error(self) -> Exception | None:
-        return self.error
 
 
 def make_stock(mode: str, max_epochs: int, grace: int = 1, factor: float = 3) -> Any:
@@ -60,7 +58,7 @@ def test_asha_decides_as_the_stock_one_on_finite_curves_without_gaps(
     seed: int, grace: int, max_epochs: int, factor: float, mode: str
 ) -> None:
     rng = random.Random(seed)
-    ours = ASHA("score", mode, max_epochs, grace, factor)
+    ours = ASHA(Goal("score", mode), max_epochs, grace, factor)
     stock = make_stock(mode, max_epochs, grace, factor)
     assert list(ours.rungs) == stock_rungs(stock)
     names = [f"t{i}" for i in range(30)]
@@ -87,7 +85,7 @@ def test_asha_decides_as_the_stock_one_on_finite_curves_without_gaps(
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_asha_stops_a_trial_that_diverges(mode: str, score: float) -> None:
-    asha = ASHA("score", mode, max_epochs=10)
+    asha = ASHA(Goal("score", mode), max_epochs=10)
     (trial,) = add(asha, "t")
     assert report(asha, trial, 1, score) == STOP
     assert asha.reasons == {"t": "nan"}
@@ -102,14 +100,14 @@ def test_stock_asha_lets_nan_run_on() -> None:
 
 
 def test_nan_at_the_last_epoch_is_no_completed_trial() -> None:
-    asha = ASHA("score", "max", max_epochs=3)
+    asha = ASHA(Goal("score", "max"), max_epochs=3)
     (trial,) = add(asha, "t")
     assert report(asha, trial, 3, math.nan) == STOP
     assert asha.reasons == {"t": "nan"}
 
 
 def test_asha_ignores_lower_rungs_when_results_skip_a_milestone() -> None:
-    asha = ASHA("score", "max", max_epochs=27)
+    asha = ASHA(Goal("score", "max"), max_epochs=27)
     late, early = add(asha, "late", "early")
     for epoch in (3, 4, 5):
         assert report(asha, late, epoch, 0.9) == CONTINUE
@@ -128,7 +126,7 @@ def test_stock_asha_poisons_lower_rungs_when_results_skip_a_milestone() -> None:
 
 
 def test_asha_records_a_trial_once_at_each_rung() -> None:
-    asha = ASHA("score", "max", max_epochs=27)
+    asha = ASHA(Goal("score", "max"), max_epochs=27)
     (trial,) = add(asha, "t")
     for epoch in range(1, 10):
         report(asha, trial, epoch, epoch / 10)
@@ -136,7 +134,7 @@ def test_asha_records_a_trial_once_at_each_rung() -> None:
 
 
 def test_asha_spares_trials_before_the_first_rung() -> None:
-    asha = ASHA("score", "max", max_epochs=20, grace_epochs=4)
+    asha = ASHA(Goal("score", "max"), max_epochs=20, grace_epochs=4)
     best, worst = add(asha, "best", "worst")
     assert report(asha, best, 4, 1.0) == CONTINUE
     for epoch in (1, 2, 3):
@@ -147,7 +145,7 @@ def test_asha_spares_trials_before_the_first_rung() -> None:
 
 def test_asha_stops_what_is_worse_in_either_mode() -> None:
     for mode, good, bad in (("max", 0.9, 0.1), ("min", 0.1, 0.9)):
-        asha = ASHA("score", mode, max_epochs=10)
+        asha = ASHA(Goal("score", mode), max_epochs=10)
         first, second = add(asha, "first", "second")
         assert report(asha, first, 1, good) == CONTINUE
         assert report(asha, second, 1, bad) == STOP
@@ -179,7 +177,7 @@ def test_rungs_are_whole_epochs_each_once(
 
 @pytest.mark.parametrize("kind", [ASHA, EpochScheduler])
 def test_trial_ends_at_its_last_epoch(kind: type[EpochScheduler]) -> None:
-    scheduler = kind("score", "max", max_epochs=3)
+    scheduler = kind(Goal("score", "max"), max_epochs=3)
     (trial,) = add(scheduler, "t")
     assert [report(scheduler, trial, epoch, 0.5) for epoch in (1, 2)] == [CONTINUE, CONTINUE]
     assert report(scheduler, trial, 3, 0.5) == STOP
@@ -187,7 +185,7 @@ def test_trial_ends_at_its_last_epoch(kind: type[EpochScheduler]) -> None:
 
 
 def test_trial_at_its_last_epoch_is_complete_even_if_it_loses_its_rung() -> None:
-    asha = ASHA("score", "max", max_epochs=3)
+    asha = ASHA(Goal("score", "max"), max_epochs=3)
     best, worst = add(asha, "best", "worst")
     report(asha, best, 3, 0.9)
     assert report(asha, worst, 3, 0.1) == STOP
@@ -196,7 +194,7 @@ def test_trial_at_its_last_epoch_is_complete_even_if_it_loses_its_rung() -> None
 
 
 def test_epoch_scheduler_without_last_epoch_lets_trials_run() -> None:
-    scheduler = EpochScheduler("score", "max")
+    scheduler = EpochScheduler(Goal("score", "max"))
     (trial,) = add(scheduler, "t")
     assert report(scheduler, trial, 10_000, 0.5) == CONTINUE
     assert scheduler.reasons == {}
@@ -207,7 +205,7 @@ def test_epoch_scheduler_without_last_epoch_lets_trials_run() -> None:
 def test_score_that_is_good_enough_ends_the_trial_then_the_sweep(
     mode: str, almost: float, enough: float, kind: type[EpochScheduler]
 ) -> None:
-    scheduler = kind("score", mode, max_epochs=10, stop_at=0.9)
+    scheduler = kind(Goal("score", mode), max_epochs=10, stop_at=0.9)
     (trial,) = add(scheduler, "t")
     assert report(scheduler, trial, 1, almost) == CONTINUE
     assert report(scheduler, trial, 2, enough) == STOP
@@ -218,17 +216,28 @@ def test_score_that_is_good_enough_ends_the_trial_then_the_sweep(
 
 
 def test_trial_that_ends_otherwise_does_not_end_the_sweep() -> None:
-    scheduler = EpochScheduler("score", "max", max_epochs=1, stop_at=0.9)
+    scheduler = EpochScheduler(Goal("score", "max"), max_epochs=1, stop_at=0.9)
     (trial,) = add(scheduler, "t")
     report(scheduler, trial, 1, 0.5)
     scheduler.on_trial_complete(None, trial, {"epoch": 1, "score": 0.5})
     assert not scheduler.reached
 
 
-def test_reason_of_a_failed_trial_is_its_exception() -> None:
-    scheduler = EpochScheduler("score", "max")
-    scheduler.on_trial_error(None, FakeTrial("plain", ZeroDivisionError("x")))
+def test_reason_of_a_failed_trial_is_its_exception(tmp_path: Path) -> None:
+    def die(trial_id: str, error: Exception) -> FakeTrial:
+        trial = FakeTrial(trial_id)
+        trial.pickled_error_file = str(tmp_path / trial_id)
+        Path(trial.pickled_error_file).write_bytes(pickle.dumps(error))
+        return trial
+
+    scheduler = EpochScheduler(Goal("score", "max"))
+    scheduler.on_trial_error(None, die("plain", ZeroDivisionError("x")))
     wrapped = RuntimeError("task failed")
     wrapped.cause = KeyError("lr")  # type: ignore[attr-defined] # as Ray's RayTaskError has it
-    scheduler.on_trial_error(None, FakeTrial("wrapped", wrapped))
-    assert scheduler.reasons == {"plain": "ZeroDivisionError", "wrapped": "KeyError"}
+    scheduler.on_trial_error(None, die("wrapped", wrapped))
+    scheduler.on_trial_error(None, FakeTrial("unknown"))
+    assert scheduler.reasons == {
+        "plain": "ZeroDivisionError",
+        "wrapped": "KeyError",
+        "unknown": "error",
+    }

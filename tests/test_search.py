@@ -1,15 +1,20 @@
 """The search, driven by hand as Tune drives it, held against Ray's own."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_jobs.engine.search import StudySearch, best_epoch
+from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.reasons import Reason
+from tune_jobs.engine.search import StudySearch, convert_space
+from tune_jobs.engine.settings import SettingsError
 
 SPACE = {"lr": tune.loguniform(1e-4, 1e-1), "layers": tune.choice([2, 3])}
 
@@ -22,11 +27,9 @@ def make_search(
         direction="maximize" if mode == "max" else "minimize",
         sampler=optuna.samplers.RandomSampler(seed=0),
     )
-    why_ended = (reasons or {}).get
-    search = StudySearch(
-        kwargs.pop("space", SPACE), "score", mode, study, lambda t: why_ended(t, "ended"), **kwargs
-    )
-    return search, study
+    distributions, constants = convert_space(kwargs.pop("space", SPACE))
+    goal = Goal("score", mode)
+    return StudySearch(distributions, constants, goal, study, reasons or {}, **kwargs), study
 
 
 def make_stock() -> OptunaSearch:
@@ -148,15 +151,6 @@ def test_failed_trial_is_told_as_failed() -> None:
     assert trial.intermediate_values == {1: 0.5}
 
 
-def test_trial_that_reported_nothing_is_a_failure() -> None:
-    search, study = make_search()
-    search.suggest("t")
-    search.on_trial_complete("t", {"done": True})
-    (trial,) = study.get_trials()
-    assert trial.state == TrialState.FAIL
-    assert trial.user_attrs["reason"] == "reported nothing"
-
-
 def test_last_result_that_comes_twice_is_recorded_once() -> None:
     search, study = make_search()
     drive(search, "t", 0.5, 0.6, twice=True)
@@ -173,12 +167,12 @@ def test_trial_that_reached_the_score_that_is_good_enough_is_complete() -> None:
 
 
 def test_unfinished_trials_are_pruned_and_finished_ones_left() -> None:
-    search, study = make_search(reasons={"cut": "time budget", "new": "time budget"})
+    search, study = make_search()
     drive(search, "done", 0.5)
     search.suggest("cut")
     search.on_trial_result("cut", result(1, 0.8))
     search.suggest("new")
-    search.tell_unfinished()
+    search.tell_unfinished(Reason.TIME_BUDGET)
     done, cut, new = study.get_trials()
     assert [t.state for t in (done, cut, new)] == [
         TrialState.COMPLETE,
@@ -195,7 +189,7 @@ def test_trial_is_told_once_however_often_it_ends() -> None:
     search, study = make_search(on_trial_end=lambda study, trial: ended.append(trial.number))
     drive(search, "t", 0.5)
     search.on_trial_complete("t", result(2, 0.9, done=True))
-    search.tell_unfinished()
+    search.tell_unfinished(Reason.TIME_BUDGET)
     assert ended == [0]
     assert study.best_value == 0.5
 
@@ -212,18 +206,84 @@ def test_end_of_each_trial_is_announced_with_its_final_state() -> None:
     assert ended == [(0, "COMPLETE"), (1, "PRUNED")]
 
 
+def test_constants_of_the_space_are_in_every_config_also_nested() -> None:
+    space = {"lr": tune.uniform(0, 1), "batch_size": 32, "model": {"layers": tune.choice([2])}}
+    space["model"]["name"] = "mlp"
+    search, study = make_search(space=space)
+    config = search.suggest("t")
+    assert config == {
+        "lr": study.get_trials()[0].params["lr"],
+        "batch_size": 32,
+        "model": {"layers": 2, "name": "mlp"},
+    }
+
+
+def test_stock_conversion_drops_constants() -> None:
+    assert OptunaSearch.convert_search_space({"lr": tune.uniform(0, 1), "b": 32}).keys() == {"lr"}
+
+
+def test_distributions_of_optuna_are_searched() -> None:
+    distribution = optuna.distributions.IntDistribution(1, 3)
+    assert convert_space({"n": distribution, "c": 5}) == ({"n": distribution}, {"c": 5})
+
+
 @pytest.mark.parametrize(
-    ("mode", "curve", "epoch"),
+    ("space", "message"),
     [
-        ("max", {1: 0.1, 2: 0.9, 3: 0.5}, 2),
-        ("min", {1: 0.1, 2: 0.9, 3: 0.5}, 1),
-        ("max", {1: 0.9, 2: 0.9, 3: 0.5}, 2),
-        ("min", {1: 0.1, 2: 0.5, 3: 0.1}, 3),
-        ("max", {}, None),
+        ({}, "holds nothing to search"),
+        ({"lr": 0.1}, "holds nothing to search"),
+        ({"lr": tune.grid_search([1, 2])}, "cannot be searched by Optuna: Grid search"),
+        ({"lr": tune.randn(0, 1)}, "cannot be searched by Optuna: Optuna search does not support"),
+        ({"a/b": tune.uniform(0, 1)}, "cannot be searched by Optuna"),
+        ({"layers": tune.choice([[64], [64, 64]])}, "choices of 'layers' must be None, bool, int"),
     ],
 )
-def test_best_epoch_is_the_latest_of_equals(
-    mode: str, curve: dict[int, float], epoch: int | None
-) -> None:
-    trial = optuna.trial.create_trial(state=TrialState.PRUNED, intermediate_values=curve)
-    assert best_epoch(trial, mode) == epoch
+def test_space_that_cannot_be_searched_is_refused(space: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        convert_space(space)
+
+
+@pytest.mark.parametrize("sampler_type", ["grid", "brute force"])
+def test_sampler_that_has_tried_everything_ends_the_search(sampler_type: str) -> None:
+    search, study = make_search(space={"x": tune.choice([1, 2])})
+    if sampler_type == "grid":
+        study.sampler = optuna.samplers.GridSampler({"x": [1, 2]}, seed=0)
+    else:
+        with pytest.warns(optuna.exceptions.ExperimentalWarning):
+            study.sampler = optuna.samplers.BruteForceSampler(seed=0)
+    drive(search, "a", 0.5)
+    drive(search, "b", 0.6)
+    assert search.suggest("c") == Searcher.FINISHED
+    assert [t.state for t in study.get_trials()] == [TrialState.COMPLETE] * 2
+    assert sorted(t.params["x"] for t in study.get_trials()) == [1, 2]
+
+
+def test_stock_search_raises_when_its_sampler_has_tried_everything() -> None:
+    space = OptunaSearch.convert_search_space({"x": tune.choice([1])})
+    sampler = optuna.samplers.GridSampler({"x": [1]}, seed=0)
+    stock = OptunaSearch(space, metric="score", mode="max", sampler=sampler)
+    drive(stock, "a", 0.5)  # raises `Study.stop` inside, which is swallowed
+    assert stock.suggest("b") is not None  # and goes on with what it has tried
+
+
+def test_snapshot_of_a_define_by_run_search_is_saved_and_restored(tmp_path: Path) -> None:
+    def space(trial: optuna.Trial) -> None:
+        trial.suggest_float("x", 0, 1)
+
+    search, _ = make_search(space=space)
+    search.save(str(tmp_path / "state"))
+    search.restore(str(tmp_path / "state"))
+    assert search.suggest("t") is not None
+    stock = OptunaSearch(space, metric="score", mode="max")
+    with pytest.raises(AttributeError, match="pickle local object"):
+        stock.save(str(tmp_path / "stock"))
+
+
+def test_stock_searches_in_one_storage_mix_and_take_over_the_direction() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    space = OptunaSearch.convert_search_space(SPACE)
+    first = OptunaSearch(space, metric="score", mode="max", storage=storage)
+    drive(first, "t", 0.5)
+    second = OptunaSearch(space, metric="loss", mode="min", storage=storage)
+    assert len(second._ot_study.trials) == 1
+    assert second._ot_study.direction == optuna.study.StudyDirection.MAXIMIZE

@@ -1,5 +1,7 @@
 """`run_sweep` on a Ray with two logical GPUs: what the engine makes of good and bad trials."""
 
+from __future__ import annotations  # classes inside functions go to the workers by value
+
 import json
 import time
 from collections.abc import Iterator

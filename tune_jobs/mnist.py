@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from tune_jobs.engine import LightningSettings, Sweep, run_job, run_sweep
+from models.splits import DataError, Splits, load_splits
+from tune_jobs.engine import LightningSettings, SettingsError, Sweep, run_job, run_sweep
 
-if TYPE_CHECKING:
-    from models.data import ArrayData, Splits
+if TYPE_CHECKING:  # imported where they are used: `--help` and Ray's start need not wait for torch
+    from models.data import ArrayData
     from models.mlp import MLP
 
 SEARCH_SPACE = {
@@ -26,17 +27,16 @@ SEARCH_SPACE = {
     "batch_size": tune.choice([64, 128, 256]),
 }
 
-# The models are imported where they are used: `--help` and Ray's start need not wait for torch.
 
-
-def load_data(settings: LightningSettings) -> "Splits":
+def load_data(settings: LightningSettings) -> Splits:
     """Once, in the driver; the trials share these arrays through Ray's object store."""
-    from models.data import load_splits
+    try:
+        return load_splits(settings.data, settings.data_dir)
+    except DataError as error:
+        raise SettingsError(str(error)) from error
 
-    return load_splits(settings.data, settings.data_dir)
 
-
-def make_model(config: dict[str, Any], data: "Splits") -> "MLP":
+def make_model(config: dict[str, Any], data: Splits) -> "MLP":
     from models.mlp import MLP
 
     return MLP(
@@ -52,7 +52,7 @@ def make_model(config: dict[str, Any], data: "Splits") -> "MLP":
     )
 
 
-def make_data(config: dict[str, Any], data: "Splits") -> "ArrayData":
+def make_data(config: dict[str, Any], data: Splits) -> "ArrayData":
     from models.data import ArrayData
 
     return ArrayData(data, config["batch_size"])

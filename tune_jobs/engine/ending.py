@@ -5,7 +5,9 @@ from typing import Any
 
 from ray.tune import Callback, Stopper
 
+from tune_jobs.engine.reasons import Reason, failure_of
 from tune_jobs.engine.scheduler import EpochScheduler
+from tune_jobs.engine.trial import MetricNotLoggedError
 
 __all__ = ["MAX_FAILURES_WITHOUT_SUCCESS", "SweepStopper"]
 
@@ -30,14 +32,14 @@ class SweepStopper(Stopper):
         self.watcher = FailureWatcher()
 
     @property
-    def reason(self) -> str | None:
+    def reason(self) -> Reason | None:
         """Why the sweep has to end; None: it goes on."""
         if self._scheduler.reached:
-            return "stop_at"
-        if self.watcher.hopeless:
-            return "failures"
+            return Reason.GOOD_ENOUGH
+        if self.watcher.is_hopeless:
+            return Reason.FAILURES
         if self._deadline is not None and time.monotonic() > self._deadline:
-            return "time budget"
+            return Reason.TIME_BUDGET
         return None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -51,20 +53,20 @@ class FailureWatcher(Callback):
     """Counts trials that failed until one succeeds."""
 
     def __init__(self) -> None:
-        self._failures = 0
-        self._successes = 0
+        self._num_failures = 0
+        self._num_successes = 0
         self._metric_missing = False
 
     @property
-    def hopeless(self) -> bool:
+    def is_hopeless(self) -> bool:
         """A metric that is never logged is missing in every trial: one failure tells it."""
-        few = MAX_FAILURES_WITHOUT_SUCCESS
-        return self._metric_missing or (self._successes == 0 and self._failures >= few)
+        only_failures = self._num_successes == 0
+        too_many = self._num_failures >= MAX_FAILURES_WITHOUT_SUCCESS
+        return self._metric_missing or (only_failures and too_many)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._successes += 1
+        self._num_successes += 1
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._failures += 1
-        error = trial.get_error()
-        self._metric_missing |= "MetricNotLoggedError" in str(error)
+        self._num_failures += 1
+        self._metric_missing |= isinstance(failure_of(trial), MetricNotLoggedError)

@@ -4,15 +4,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import ray
-
 from tune_jobs.engine.settings import Settings, SettingsError
 
-__all__ = ["DEFAULT_GPU_SHARE", "Resources", "cluster_nodes", "plan_resources", "trials_per_node"]
+__all__ = ["DEFAULT_GPU_SHARE", "Node", "Resources", "plan_resources", "trials_per_node"]
 
 DEFAULT_GPU_SHARE = 0.25
 
-Node = Mapping[str, float]
+Node = Mapping[str, float]  # resource -> amount, as Ray names them: CPU, GPU
 
 
 @dataclass(frozen=True)
@@ -80,14 +78,3 @@ def trials_per_node(node: Node, cpus: float, share: float) -> int:
     if not share:
         return by_cpu
     return min(by_cpu, int(node.get("GPU", 0)) * math.floor(1 / share + 1e-9))
-
-
-def cluster_nodes() -> list[Node]:
-    """CPUs and GPUs of the nodes that live, and of those that the autoscaler could start."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    config = ray._private.state.state.get_cluster_config()
-    startable: list[Node] = []
-    for group in getattr(config, "node_group_configs", ()):
-        startable += [dict(group.resources)] * min(group.max_count, 1_000)
-    # Nodes that live were started from these groups, the head apart: count each once.
-    return alive if len(alive) > len(startable) else [*alive[:1], *startable]

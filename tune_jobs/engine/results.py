@@ -5,25 +5,35 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Callable
+import sys
+import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune import Checkpoint, ResultGrid
 from ray.tune.utils import flatten_dict
 
+from tune_jobs.engine.evaluation import evaluate
+from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.reasons import failure_of
 from tune_jobs.engine.resources import Resources
-from tune_jobs.engine.search import best_epoch
 from tune_jobs.engine.settings import LightningSettings, Settings
-from tune_jobs.engine.trial import CHECKPOINT_FILE, evaluate
+from tune_jobs.engine.trial import CHECKPOINT_FILE, MetricNotLoggedError, Recipe
 
-__all__ = ["STUDY_FILE", "Sweep", "SweepFailedError", "collect_results", "load_study"]
+__all__ = [
+    "STUDY_FILE",
+    "Sweep",
+    "SweepFailedError",
+    "collect_results",
+    "load_study",
+    "study_storage",
+]
 
 # A journal: at 300 trials an Optuna call takes a fifth of SQLite's time, and all of it is spent in
 # the driver's loop. `optuna-dashboard study.log` opens it.
@@ -40,12 +50,13 @@ class Sweep:
 
     Attributes:
         path: The sweep's folder or URL.
-        metric: What was optimised.
-        mode: "max" or "min".
-        max_epochs: Epochs a trial trained at most; None for a plain function.
+        goal: What was optimised.
+        settings: What the user had set.
+        resources: What each trial held.
         best_config: The winner's config.
         best_score: Its best score; validation, where there are epochs.
         best_epoch: The epoch of that score.
+        best_trial: Its number.
         best_state: "COMPLETE"; "PRUNED" where no trial was complete.
         best_checkpoint: Its checkpoint of that epoch; None for a plain function.
         test: The winner's test, metric -> value; None where there is none.
@@ -57,12 +68,13 @@ class Sweep:
     """
 
     path: str
-    metric: str
-    mode: str
-    max_epochs: int | None
+    goal: Goal
+    settings: Settings
+    resources: Resources
     best_config: dict[str, Any]
     best_score: float
     best_epoch: int
+    best_trial: int
     best_state: str
     best_checkpoint: Checkpoint | None
     test: dict[str, float] | None
@@ -72,120 +84,145 @@ class Sweep:
     logs: dict[int, str] = field(repr=False)
     seconds: float
 
+    @property
+    def max_epochs(self) -> int | None:
+        """Epochs that a trial trained at most; None for a plain function."""
+        return self.settings.max_epochs if isinstance(self.settings, LightningSettings) else None
+
 
 def load_study(folder: str | Path) -> optuna.Study:
-    """Load the study of a finished sweep from its folder."""
-    storage = JournalStorage(JournalFileBackend(str(Path(folder, STUDY_FILE))))
-    return optuna.load_study(study_name=None, storage=storage)
+    """Load the study of a finished sweep from its folder.
+
+    Raises:
+        FileNotFoundError: There is no study.
+    """
+    file = Path(folder, STUDY_FILE)
+    if not file.is_file():  # Optuna would make an empty one
+        raise FileNotFoundError(f"{file} is missing; is {folder} the folder of a sweep?")
+    return optuna.load_study(study_name=None, storage=study_storage(folder))
+
+
+def study_storage(folder: str | Path) -> JournalStorage:
+    """Optuna's storage in a sweep's folder."""
+    return JournalStorage(JournalFileBackend(str(Path(folder, STUDY_FILE))))
 
 
 def collect_results(
     settings: Settings,
-    name: str,
-    folder: Path,
-    metric: str,
-    mode: str,
+    goal: Goal,
     study: optuna.Study,
     grid: ResultGrid,
+    folder: Path,
+    *,
+    recipe: Recipe | None = None,
+    data: Any = None,
     resources: Resources,
-    data: Any,
-    make_model: Callable[[dict[str, Any], Any], Any] | None,
-    make_data: Callable[[dict[str, Any], Any], Any] | None,
-    seconds: float,
+    source: Path | None = None,
+    seconds: float = 0.0,
 ) -> Sweep:
     """Find the winner, test it once, and write the files.
+
+    Args:
+        settings: What the user had set.
+        goal: What was optimised.
+        study: The study, every trial told.
+        grid: Ray's own results.
+        folder: Where the files go.
+        recipe: What a Lightning trial was made of; None for a plain function.
+        data: What the trials were given.
+        resources: What each trial held.
+        source: The folder of the job's code; None in a notebook.
+        seconds: Wall clock so far, the test not included.
 
     Raises:
         SweepFailedError: No trial has a score; trials.csv is written all the same.
     """
-    tune_trials = {trial.trial_id: trial for trial in grid._experiment_analysis.trials}
-    trials = [(t, tune_trials.get(t.user_attrs.get("trial_id"))) for t in study.get_trials()]
-    rows = [_make_row(frozen, trial, mode) for frozen, trial in trials]
+    path = f"{settings.storage_path.rstrip('/')}/{study.study_name}"
+    by_id = {trial.trial_id: trial for trial in grid._experiment_analysis.trials}
+    trials = [(t, by_id.get(t.user_attrs.get("trial_id"))) for t in study.get_trials()]
+    rows = [_make_row(goal, frozen, trial) for frozen, trial in trials]
     _write_csv(folder / "trials.csv", rows)
-    logs = {f.number: t.error_file for f, t in trials if t is not None and t.error_file}
-    winner = _find_winner(study, mode)
-    if winner is None:
-        raise SweepFailedError(_explain_failure(logs, name))
-    epoch = best_epoch(winner, mode)
-    assert epoch is not None
-    trial = tune_trials[winner.user_attrs["trial_id"]]
+    failed = {frozen.number: t for frozen, t in trials if t is not None and t.error_file}
+    winner = _find_winner(study, goal)
+    best_epoch = goal.best_epoch(winner.intermediate_values) if winner is not None else None
+    if winner is None or best_epoch is None:
+        raise SweepFailedError(_explain_failure(path, list(failed.values())))
+    trial = by_id[winner.user_attrs["trial_id"]]
     checkpoint, test = None, None
-    if make_model is not None and make_data is not None:
-        checkpoint = _checkpoint_of(trial, epoch)
-        with checkpoint.as_directory() as source:
-            best_file = folder / "best.ckpt"
-            best_file.write_bytes(Path(source, CHECKPOINT_FILE).read_bytes())
-        test = _test(str(best_file), trial.config, data, make_model, make_data, resources)
+    if recipe is not None:
+        started = time.monotonic()
+        checkpoint = _checkpoint_of(trial, best_epoch)
+        with checkpoint.as_directory() as source_folder:
+            content = Path(source_folder, CHECKPOINT_FILE).read_bytes()
+        (folder / "best.ckpt").write_bytes(content)
+        test = _try_test(content, recipe, trial.config, data, resources)
+        seconds += time.monotonic() - started
     sweep = Sweep(
-        path=f"{settings.storage_path.rstrip('/')}/{name}",
-        metric=metric,
-        mode=mode,
-        max_epochs=settings.max_epochs if isinstance(settings, LightningSettings) else None,
+        path=path,
+        goal=goal,
+        settings=settings,
+        resources=resources,
         best_config=trial.config,
-        best_score=winner.intermediate_values[epoch],
-        best_epoch=epoch,
+        best_score=winner.intermediate_values[best_epoch],
+        best_epoch=best_epoch,
+        best_trial=winner.number,
         best_state=winner.state.name,
         best_checkpoint=checkpoint,
         test=test,
         study=study,
         result_grid=grid,
         rows=rows,
-        logs=logs,
+        logs={number: f"{path}/{_log_of(trial)}" for number, trial in failed.items()},
         seconds=seconds,
     )
-    _write_json(folder / "best.json", sweep, settings, winner, data)
+    _write_json(folder / "best.json", sweep, data, source)
     return sweep
 
 
-def _find_winner(study: optuna.Study, mode: str) -> FrozenTrial | None:
+def _find_winner(study: optuna.Study, goal: Goal) -> FrozenTrial | None:
     """The best complete trial; where none is complete, the stopped one with the best epoch."""
-    if any(t.state == TrialState.COMPLETE for t in study.get_trials(deepcopy=False)):
+    trials = study.get_trials()
+    if any(t.state == TrialState.COMPLETE for t in trials):
         return study.best_trial
-    stopped = [t for t in study.get_trials() if t.state == TrialState.PRUNED]
-    scores = {t.number: t.intermediate_values[e] for t in stopped if (e := best_epoch(t, mode))}
-    if not scores:
-        return None
-    number = (max if mode == "max" else min)(scores, key=lambda number: scores[number])
-    return study.get_trials()[number]
+
+    def best_gain(trial: FrozenTrial) -> float:
+        return max(goal.gain(score) for score in trial.intermediate_values.values())
+
+    stopped = [t for t in trials if t.state == TrialState.PRUNED and t.intermediate_values]
+    return max(stopped, key=best_gain, default=None)
 
 
-def _checkpoint_of(trial: Any, epoch: int) -> Checkpoint:
+def _checkpoint_of(trial: Any, epoch: int | None) -> Checkpoint:
     for result in trial.run_metadata.checkpoint_manager.best_checkpoint_results:
         if result.metrics["epoch"] == epoch:
             return result.checkpoint
     raise RuntimeError(f"trial {trial.trial_id} has no checkpoint of its best epoch, {epoch}.")
 
 
-def _test(
-    checkpoint_file: str,
-    config: dict[str, Any],
-    data: Any,
-    make_model: Callable[[dict[str, Any], Any], Any],
-    make_data: Callable[[dict[str, Any], Any], Any],
-    resources: Resources,
+def _try_test(
+    checkpoint: bytes, recipe: Recipe, config: dict[str, Any], data: Any, resources: Resources
 ) -> dict[str, float] | None:
-    def task(data: Any) -> dict[str, float] | None:
-        model = make_model(config, data)
-        return evaluate(checkpoint_file, model, make_data(config, data), resources)
-
-    if not resources.gpus:
-        return task(data)  # here: a new worker would spend seconds on importing Lightning
-    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(task)
-    result: dict[str, float] | None = ray.get(remote.remote(data))
-    return result
+    """Test the winner; what fails here must not take along what the sweep has found."""
+    try:
+        return evaluate(checkpoint, recipe, config, data, resources)
+    except Exception:
+        traceback.print_exc()
+        print("The test failed; the results are written without it.", file=sys.stderr)
+        return None
 
 
-def _make_row(frozen: FrozenTrial, trial: Any, mode: str) -> dict[str, Any]:
+def _make_row(goal: Goal, frozen: FrozenTrial, trial: Any) -> dict[str, Any]:
     last = (trial.last_result if trial is not None else None) or {}
-    epoch = best_epoch(frozen, mode)
-    config = flatten_dict(trial.config, prevent_delimiter=False) if trial else frozen.params
+    curve = frozen.intermediate_values
+    best_epoch = goal.best_epoch(curve)
+    config = flatten_dict(trial.config) if trial is not None else frozen.params
     return {
         "trial": frozen.number,
         "state": frozen.state.name,
         "reason": frozen.user_attrs.get("reason"),
         "epochs": last.get("epoch", 0),
-        "best_epoch": epoch,
-        "score": None if epoch is None else frozen.intermediate_values[epoch],
+        "best_epoch": best_epoch,
+        "score": None if best_epoch is None else curve[best_epoch],
         "seconds": round(last.get("time_total_s", 0.0), 3),
         "node": last.get("hostname"),
         **{f"config/{name}": value for name, value in config.items()},
@@ -200,25 +237,28 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _write_json(
-    path: Path, sweep: Sweep, settings: Settings, winner: FrozenTrial, data: Any
-) -> None:
+def _write_json(path: Path, sweep: Sweep, data: Any, source: Path | None) -> None:
     content = {
         "config": sweep.best_config,
-        "metric": sweep.metric,
-        "mode": sweep.mode,
+        "metric": sweep.goal.metric,
+        "mode": sweep.goal.mode,
         "score": sweep.best_score,
         "epoch": sweep.best_epoch,
         **({} if sweep.test is None else {"test": sweep.test}),
-        "trial": winner.number,
+        "trial": sweep.best_trial,
         "state": sweep.best_state,
         "data": getattr(data, "name", None),
-        "seed": settings.seed,
+        "seed": sweep.settings.seed,
         "versions": _versions(),
-        "commit": _commit(),
+        "commit": _commit(source),
         "seconds": round(sweep.seconds, 1),
     }
-    path.write_text(json.dumps(content, indent=2, default=lambda number: number.item()) + "\n")
+    path.write_text(json.dumps(content, indent=2, default=_to_json) + "\n")
+
+
+def _to_json(value: Any) -> Any:
+    """What a config may hold besides JSON's own types: NumPy's numbers, or anything at all."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _versions() -> dict[str, str]:
@@ -227,22 +267,27 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{p: found[p] for p in packages if p in found}}
 
 
-def _commit() -> str | None:
+def _commit(source: Path | None) -> str | None:
     """The commit of the code that ran, "-dirty" if it had changes; None outside of git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
+            command, cwd=source, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _explain_failure(logs: dict[int, str], name: str) -> str:
-    if not logs:
-        return f"sweep {name} ended before any trial had reported a score."
-    first = Path(logs[min(logs)]).read_text()
-    marker = "MetricNotLoggedError: "
-    if marker in first:
-        return first.rpartition(marker)[2].strip()
-    return f"all {len(logs)} trials failed; the first one:\n{first}"
+def _log_of(trial: Any) -> str:
+    """The error log of a failed trial, below the sweep's folder."""
+    return f"{trial.storage.trial_dir_name}/{Path(trial.error_file).name}"
+
+
+def _explain_failure(path: str, failed: list[Any]) -> str:
+    if not failed:
+        return f"sweep {path} ended before any trial had reported a score."
+    error = failure_of(failed[0])
+    if isinstance(error, MetricNotLoggedError):
+        return str(error)
+    text = Path(failed[0].error_file).read_text()
+    return f"all {len(failed)} trials failed; the first one, {_log_of(failed[0])}:\n{text}"

@@ -7,6 +7,9 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.reasons import Reason, failure_of
+
 __all__ = ["ASHA", "EpochScheduler", "make_rungs"]
 
 
@@ -16,52 +19,51 @@ class EpochScheduler(FIFOScheduler):
     Ray's schedulers let a trial that reports NaN run on, since NaN compares false with everything.
 
     Args:
-        metric: The name under which trials report their score.
-        mode: "max" or "min".
+        goal: What is optimised.
         max_epochs: Epochs after which a trial is complete; None: it ends by itself.
         stop_at: The score that is good enough; the sweep ends when a trial reaches it.
 
     Attributes:
-        reasons: Why a trial was ended, by trial id: "last epoch", "stop_at", "asha", "nan", or the
-            name of the exception it died of. Trials that ended by themselves are not in it.
+        reasons: Why a trial was ended, by trial id: a `Reason`, or the name of the exception it
+            died of. Trials that ended by themselves are not in it.
         reached: Whether a trial has reached `stop_at` and its end has been recorded.
     """
 
     def __init__(
-        self, metric: str, mode: str, max_epochs: int | None = None, stop_at: float | None = None
+        self, goal: Goal, max_epochs: int | None = None, stop_at: float | None = None
     ) -> None:
         super().__init__()
-        self._metric = metric
-        self._sign = 1 if mode == "max" else -1
+        self._goal = goal
         self._max_epochs = max_epochs
         self._stop_at = stop_at
         self.reasons: dict[str, str] = {}
         self.reached = False
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        reason = self._judge(trial.trial_id, result["epoch"], float(result[self._metric]))
+        reason = self._judge(trial.trial_id, result["epoch"], float(result[self._goal.metric]))
         if reason is not None:
             self.reasons[trial.trial_id] = reason
         decision: str = TrialScheduler.CONTINUE if reason is None else TrialScheduler.STOP
         return decision
 
-    def _judge(self, trial_id: str, epoch: int, score: float) -> str | None:
+    def _judge(self, trial_id: str, epoch: int, score: float) -> Reason | None:
         """Why this trial must end now; None: it goes on."""
         if not math.isfinite(score):
-            return "nan"
-        if self._stop_at is not None and self._sign * score >= self._sign * self._stop_at:
-            return "stop_at"
+            return Reason.NAN
+        gain = self._goal.gain
+        if self._stop_at is not None and gain(score) >= gain(self._stop_at):
+            return Reason.GOOD_ENOUGH
         if self._max_epochs is not None and epoch >= self._max_epochs:
-            return "last epoch"
+            return Reason.LAST_EPOCH
         return None
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         # Not sooner: ending the sweep at once would lose the result that ended it.
-        self.reached |= self.reasons.get(trial.trial_id) == "stop_at"
+        self.reached |= self.reasons.get(trial.trial_id) == Reason.GOOD_ENOUGH
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        error = trial.get_pickled_error() or trial.get_error()
-        self.reasons[trial.trial_id] = type(getattr(error, "cause", None) or error).__name__
+        error = failure_of(trial)
+        self.reasons[trial.trial_id] = "error" if error is None else type(error).__name__
 
 
 class ASHA(EpochScheduler):
@@ -75,25 +77,24 @@ class ASHA(EpochScheduler):
 
     def __init__(
         self,
-        metric: str,
-        mode: str,
+        goal: Goal,
         max_epochs: int,
         grace_epochs: int = 1,
         reduction_factor: float = 3,
         stop_at: float | None = None,
     ) -> None:
-        super().__init__(metric, mode, max_epochs, stop_at)
+        super().__init__(goal, max_epochs, stop_at)
         self._reduction_factor = reduction_factor
         self.rungs: dict[int, dict[str, float]] = {
             epoch: {} for epoch in make_rungs(grace_epochs, max_epochs, reduction_factor)
         }
 
-    def _judge(self, trial_id: str, epoch: int, score: float) -> str | None:
+    def _judge(self, trial_id: str, epoch: int, score: float) -> Reason | None:
         reason = super()._judge(trial_id, epoch, score)
-        if reason == "nan":
+        if reason == Reason.NAN:
             return reason
-        passed = self._pass_rung(trial_id, epoch, self._sign * score)
-        return reason or (None if passed else "asha")
+        passed = self._pass_rung(trial_id, epoch, self._goal.gain(score))
+        return reason or (None if passed else Reason.ASHA)
 
     def _pass_rung(self, trial_id: str, epoch: int, score: float) -> bool:
         """Record the score, larger is better, at the rung it belongs to, and compare it there."""

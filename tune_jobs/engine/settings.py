@@ -14,8 +14,11 @@ __all__ = ["LightningSettings", "Settings", "SettingsError", "parse_settings"]
 AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
-class SettingsError(ValueError):
-    """What was asked for cannot be done; the message gives the rule, the values and the way out."""
+class SettingsError(Exception):
+    """What was asked for cannot be done; the message gives the rule, the values and the way out.
+
+    No ValueError: tyro would put it into a box, broken into lines.
+    """
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ a Trainer refuses the other's callbacks.
 """
 
 import copy
+import difflib
 import importlib
+import inspect
 import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +21,18 @@ from ray import tune
 from ray.train._internal.session import get_session
 
 from tune_jobs.engine.resources import Resources
-from tune_jobs.engine.settings import SettingsError
+from tune_jobs.engine.settings import LightningSettings, SettingsError
 
 __all__ = [
     "CHECKPOINT_FILE",
     "MetricNotLoggedError",
     "OrderlyTrial",
-    "check_trainer_kwargs",
-    "evaluate",
+    "Recipe",
     "function_trial",
     "lightning_package",
     "lightning_trial",
+    "make_trainer",
+    "prepare_device",
 ]
 
 CHECKPOINT_FILE = "checkpoint.ckpt"
@@ -41,12 +45,14 @@ ENGINE_KWARGS = {
     "strategy": "--gpus-per-trial",
     "max_epochs": "--max-epochs",
     "min_epochs": "--grace-epochs",
+    "min_steps": "--grace-epochs",
     "max_time": "--time-budget-s",
+    "enable_checkpointing": "--keep-checkpoints",
+    "barebones": "the single options that it turns off",
 }
-# Lightning's logs and checkpoints double those that Tune keeps; a user may turn them on again.
+# Lightning's own logs and bars double what Tune keeps; a user may turn them on again.
 QUIET_KWARGS = {
     "logger": False,
-    "enable_checkpointing": False,
     "enable_progress_bar": False,
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
@@ -60,6 +66,41 @@ class MetricNotLoggedError(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a Lightning trial is made of.
+
+    Attributes:
+        make_model: Maps a config and the data to a LightningModule.
+        make_data: Maps a config and the data to a LightningDataModule.
+        trainer_kwargs: Options, callbacks and loggers for each trial's Trainer.
+
+    Raises:
+        SettingsError: An option of the Trainer is unknown, or set by the engine itself.
+    """
+
+    make_model: Callable[[dict[str, Any], Any], Any]
+    make_data: Callable[[dict[str, Any], Any], Any]
+    trainer_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.trainer_kwargs:
+            return
+        from pytorch_lightning import Trainer  # here: it takes seconds, and few need it
+
+        known = inspect.signature(Trainer.__init__).parameters
+        for name in self.trainer_kwargs:
+            if name in ENGINE_KWARGS:
+                raise SettingsError(
+                    f"trainer_kwargs must not hold {name!r}, which the engine sets; "
+                    f"use {ENGINE_KWARGS[name]}."
+                )
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+                raise SettingsError(f"trainer_kwargs holds {name!r}, no option of Trainer{hint}")
 
 
 class OrderlyTrial:
@@ -109,60 +150,61 @@ def function_trial(
 
 
 def lightning_trial(
-    metric: str,
-    max_epochs: int,
-    seed: int,
-    resources: Resources,
-    make_model: Callable[[dict[str, Any], Any], Any],
-    make_data: Callable[[dict[str, Any], Any], Any],
-    trainer_kwargs: Mapping[str, Any],
+    recipe: Recipe, metric: str, settings: LightningSettings, resources: Resources
 ) -> Callable[..., None]:
     """A trial that trains `make_model(config, data)` on `make_data(config, data)`."""
 
     def trial(config: dict[str, Any], data: Any) -> None:
-        _prepare_device(resources)
+        prepare_device(resources)
         from lightning_fabric import seed_everything  # both Lightning packages stand on it
 
-        seed_everything(seed, workers=True, verbose=False)
-        model = make_model(config, data)
-        pl = lightning_package(model)
+        seed_everything(settings.seed, workers=True, verbose=False)
+        model = recipe.make_model(config, data)
+        report = _make_report_callback(lightning_package(model), metric)
         # Callbacks keep state and the process serves many trials: each trial gets its own copies.
-        own_kwargs = copy.deepcopy(dict(trainer_kwargs))
-        report = _make_report_callback(pl, metric)
-        trainer = pl.Trainer(
-            max_epochs=max_epochs,
-            **_device_kwargs(resources),
-            **{**QUIET_KWARGS, **own_kwargs, "callbacks": [*_listed(own_kwargs), report]},
-        )
+        kwargs = copy.deepcopy(dict(recipe.trainer_kwargs))
+        kwargs["callbacks"] = [*_as_list(kwargs.get("callbacks")), report]
+        _name_versions(_as_list(kwargs.get("logger")), tune.get_context().get_trial_name())
+        trainer = make_trainer(model, resources, max_epochs=settings.max_epochs, **kwargs)
         with tempfile.TemporaryDirectory() as folder:
-            trainer.fit(model, make_data(config, data), ckpt_path=_resume_from(folder))
+            trainer.fit(model, recipe.make_data(config, data), ckpt_path=_resume_from(folder))
         if report.stopped:
             sys.exit(0)  # as Ray's own stop does, but after Lightning has ended in order
+        if not report.has_reported:
+            raise MetricNotLoggedError(
+                f"the model never logs {metric!r}: it was never validated in its "
+                f"{trainer.current_epoch} epochs."
+            )
 
     trial.__mixins__ = (OrderlyTrial,)  # type: ignore[attr-defined]
     return trial
 
 
-def evaluate(
-    checkpoint_file: str, model: Any, data_module: Any, resources: Resources
-) -> dict[str, float] | None:
-    """Test a checkpoint; None where the model or its data have no test.
+def make_trainer(model: Any, resources: Resources, **kwargs: Any) -> Any:
+    """A quiet Trainer of the model's own Lightning package, on the trial's device.
 
-    Returns:
-        What the model's `test_step` logs, metric -> value.
+    Args:
+        model: A LightningModule.
+        resources: What the trial holds; a share of a GPU means that GPU.
+        kwargs: Further options, which win over the quiet ones.
     """
-    _prepare_device(resources)
-    pl = lightning_package(model)
-    if not (_overrides(model, "test_step", pl) and _overrides(data_module, "test_dataloader", pl)):
-        return None
     import torch
 
-    # Not through the Trainer's ckpt_path, which would also restore its loops and its optimizers.
-    content = torch.load(checkpoint_file, map_location="cpu", weights_only=True)
-    model.load_state_dict(content["state_dict"])
-    trainer = pl.Trainer(**_device_kwargs(resources), **QUIET_KWARGS)
-    trainer.test(model, data_module, verbose=False)
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    # Logical GPUs (`ray start --num-gpus`) let a cluster be rehearsed without one.
+    on_gpu = resources.gpus > 0 and torch.cuda.is_available()
+    accelerator = "gpu" if on_gpu else "cpu"  # never "auto": it would take a laptop's own
+    trainer_type = lightning_package(model).Trainer
+    return trainer_type(accelerator=accelerator, devices=1, **{**QUIET_KWARGS, **kwargs})
+
+
+def prepare_device(resources: Resources) -> None:
+    """Hold this process to its share: threads on the CPU, memory on the GPU."""
+    import torch
+
+    torch.set_num_threads(resources.num_threads)
+    if resources.gpus and torch.cuda.is_available():
+        # A share is bookkeeping to Ray; this makes it a limit on what torch allocates.
+        torch.cuda.set_per_process_memory_fraction(resources.gpus)
 
 
 def lightning_package(module: Any) -> Any:
@@ -179,44 +221,19 @@ def lightning_package(module: Any) -> Any:
     raise TypeError(f"make_model must return a LightningModule, got {type(module).__name__}.")
 
 
-def check_trainer_kwargs(trainer_kwargs: Mapping[str, Any]) -> None:
-    """Refuse Trainer options that the engine sets itself.
-
-    Raises:
-        SettingsError: Names the option and the setting to use instead.
-    """
-    for name, option in ENGINE_KWARGS.items():
-        if name in trainer_kwargs:
-            raise SettingsError(
-                f"trainer_kwargs must not hold {name!r}, which the engine sets; use {option}."
-            )
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return [value] if value else []
 
 
-def _listed(trainer_kwargs: Mapping[str, Any]) -> list[Any]:
-    callbacks = trainer_kwargs.get("callbacks") or []
-    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-
-
-def _overrides(module: Any, hook: str, pl: Any) -> bool:
-    base = pl.LightningModule if isinstance(module, pl.LightningModule) else pl.LightningDataModule
-    return getattr(type(module), hook) is not getattr(base, hook)
-
-
-def _prepare_device(resources: Resources) -> None:
-    import torch
-
-    torch.set_num_threads(resources.num_threads)
-    if resources.gpus and torch.cuda.is_available():
-        # A share is bookkeeping to Ray; this makes it a limit.
-        torch.cuda.set_per_process_memory_fraction(resources.gpus)
-
-
-def _device_kwargs(resources: Resources) -> dict[str, Any]:
-    import torch
-
-    # Logical GPUs (`ray start --num-gpus`) let a cluster be rehearsed without one.
-    on_gpu = resources.gpus > 0 and torch.cuda.is_available()
-    return {"accelerator": "gpu" if on_gpu else "cpu", "devices": 1}
+def _name_versions(loggers: list[Any], trial_name: str) -> None:
+    """Give each trial its own folder below a file logger's: side by side, two trials would both
+    find the same next number free, and write over each other."""
+    for logger in loggers:
+        is_of_files = type(logger).__name__ in ("CSVLogger", "TensorBoardLogger")
+        if is_of_files and logger._version is None:
+            logger._version = trial_name
 
 
 def _resume_from(folder: str) -> str | None:
@@ -228,32 +245,42 @@ def _resume_from(folder: str) -> str | None:
 
 
 def _make_report_callback(pl: Any, metric: str) -> Any:
-    class ReportCallback(pl.Callback):
+    session = get_session()
+
+    class ReportCallback(pl.callbacks.Checkpoint):
         """Reports each validated epoch to Tune with a checkpoint, and leaves when told to.
 
         It does so at the end of the training epoch: at the end of the validation before it, the
-        first epoch has no training metrics yet.
+        first epoch has no training metrics yet. And as a `Checkpoint`, which Lightning calls after
+        the module's own `on_train_epoch_end`, so that what is logged there is seen.
         """
 
         def __init__(self) -> None:
+            self.has_reported = False
             self.stopped = False
             self._validated = False
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            if session.stop_event.is_set():  # the sweep ends: it need not wait for this epoch
+                self._leave(trainer)
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             self._validated = not trainer.sanity_checking
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            if trainer.enable_validation and not self._validated:
-                return  # validation is rarer than epochs, and its metrics are stale
+            if self.stopped or (trainer.enable_validation and not self._validated):
+                return  # an epoch cut short; or one without validation, whose metrics are stale
             self._validated = False
             metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if v.numel() == 1}
             if metric not in metrics:
                 raise MetricNotLoggedError(
                     f"the model never logs {metric!r}; it logs {', '.join(sorted(metrics))}."
                 )
-            self._report(trainer, {**metrics, "epoch": trainer.current_epoch + 1})
+            device = str(pl_module.device)
+            self._report(trainer, {**metrics, "epoch": trainer.current_epoch + 1, "device": device})
 
         def _report(self, trainer: Any, metrics: dict[str, Any]) -> None:
+            self.has_reported = True
             try:
                 if not math.isfinite(metrics[metric]):
                     tune.report(metrics)  # weights that diverged are worth no checkpoint
@@ -264,7 +291,10 @@ def _make_report_callback(pl: Any, metric: str) -> Any:
             except SystemExit:
                 # Ray's stop. Let through, it would end Lightning as a failure: loggers are told
                 # "failed" and on_fit_end never runs.
-                self.stopped = True
-                trainer.should_stop = True
+                self._leave(trainer)
+
+        def _leave(self, trainer: Any) -> None:
+            self.stopped = True
+            trainer.should_stop = True
 
     return ReportCallback()

@@ -1,0 +1,76 @@
+"""The Ray cluster: joined or started for a sweep, and what its nodes hold."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from tune_jobs.engine.resources import Node
+from tune_jobs.engine.settings import SettingsError
+
+__all__ = ["cluster_nodes", "running_ray"]
+
+# Read by the driver when Ray and Tune start; a value that the user has set stays.
+DRIVER_ENV = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's live table; the engine prints a line a trial instead
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the summary gives the log of each failed trial
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV and TensorBoard would say everything thrice
+}
+
+MAX_COUNTED_NODES = 1_000  # a group without a limit: enough to know that there is no limit
+
+
+@contextmanager
+def running_ray(address: str | None) -> Iterator[None]:
+    """Join a cluster or start Ray here; leave it as it was found.
+
+    Args:
+        address: A cluster's; None: the one this machine belongs to, else Ray starts here.
+
+    Raises:
+        SettingsError: No cluster answers there.
+    """
+    if address is not None and address.startswith("ray://"):
+        raise SettingsError(
+            f"address must not be a Ray Client's, got {address}: the sweep would run on another "
+            "machine than its files; run the job on the cluster with `ray job submit`."
+        )
+    for variable, value in DRIVER_ENV.items():
+        os.environ.setdefault(variable, value)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    if ray.is_initialized():  # by the user, say in a notebook: theirs to end
+        yield
+        return
+    try:
+        # The dashboard of a Ray that lives as long as one sweep would only cost time.
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise SettingsError(
+            f"no Ray cluster answers at {address!r}: {error}; check --address."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_nodes() -> list[Node]:
+    """CPUs and GPUs of the nodes that live, and of those that the autoscaler could start."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    startable: list[Node] = []
+    config = ray._private.state.state.get_cluster_config()  # None without an autoscaler
+    for group in getattr(config, "node_group_configs", ()):
+        unlimited = group.max_count < 0
+        startable += [dict(group.resources)] * (MAX_COUNTED_NODES if unlimited else group.max_count)
+    if not startable:
+        return alive
+    # Nodes that live were started from these groups, the head apart: count each once.
+    heads = [node for node in alive if "node:__internal_head__" in node]
+    return [*heads, *startable]
