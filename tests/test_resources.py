@@ -77,18 +77,18 @@ def test_trial_larger_than_every_node_is_refused_with_the_numbers() -> None:
     settings = Settings(cpus_per_trial=8)
     with pytest.raises(SettingsError) as info:
         plan_resources(settings, [{"CPU": 4}, {"CPU": 6}])
-    assert "asks for 8 CPUs and 0 GPUs" in str(info.value)
-    assert "6 CPUs and 0 GPUs" in str(info.value)
-    assert "--cpus-per-trial" in str(info.value)
+    assert "needs 8 CPU and 0 GPU" in str(info.value)
+    assert "6 CPU and 0 GPU" in str(info.value)
+    assert str(info.value).endswith("lower --cpus-per-trial.")
 
 
 def test_gpu_share_without_any_gpu_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"asks for 1 CPUs and 0\.5 GPUs"):
+    with pytest.raises(SettingsError, match=r"0\.5 GPU, .* lower --gpus-per-trial\."):
         plan_resources(Settings(gpus_per_trial=0.5), [{"CPU": 4}])
 
 
 def test_no_node_at_all_is_refused() -> None:
-    with pytest.raises(SettingsError, match="largest node has 0 CPUs and 0 GPUs"):
+    with pytest.raises(SettingsError, match="0 CPU and 0 GPU; lower --cpus-per-trial"):
         plan_resources(Settings(), iter([]))
 
 

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import ray
 
@@ -19,6 +21,7 @@ DRIVER_ENV = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV and TensorBoard would say everything thrice
 }
 
+CONNECT_TIMEOUT_S = 5.0
 MAX_COUNTED_NODES = 1_000  # a group without a limit: enough to know that there is no limit
 
 
@@ -32,11 +35,7 @@ def running_ray(address: str | None) -> Iterator[None]:
     Raises:
         SettingsError: No cluster answers there.
     """
-    if address is not None and address.startswith("ray://"):
-        raise SettingsError(
-            f"address must not be a Ray Client's, got {address}: the sweep would run on another "
-            "machine than its files; run the job on the cluster with `ray job submit`."
-        )
+    _check_address(address)
     for variable, value in DRIVER_ENV.items():
         os.environ.setdefault(variable, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -52,9 +51,7 @@ def running_ray(address: str | None) -> Iterator[None]:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise SettingsError(
-            f"no Ray cluster answers at {address!r}: {error}; check --address."
-        ) from error
+        _refuse_address(address, error)
     try:
         yield
     finally:
@@ -74,3 +71,27 @@ def cluster_nodes() -> list[Node]:
     # Nodes that live were started from these groups, the head apart: count each once.
     heads = [node for node in alive if "node:__internal_head__" in node]
     return [*heads, *startable]
+
+
+def _check_address(address: str | None) -> None:
+    """Knock first: Ray itself tries for minutes to reach a cluster that is not there."""
+    if address is None or address in ("auto", "local"):
+        return
+    if address.startswith("ray://"):
+        raise SettingsError(
+            f"address must not be a Ray Client's, got {address}: the sweep would run on another "
+            "machine than its files; run the job on the cluster with `ray job submit`."
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise SettingsError(f"address must be HOST:PORT, 'auto' or 'local', got {address!r}.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        _refuse_address(address, error)
+
+
+def _refuse_address(address: str | None, error: Exception) -> NoReturn:
+    raise SettingsError(
+        f"no Ray cluster answers at {address}: {error}; check --address."
+    ) from error

@@ -58,12 +58,13 @@ def plan_resources(settings: Settings, nodes: Iterable[Node]) -> Resources:
     cpus = settings.cpus_per_trial
     slots = sum(trials_per_node(node, cpus, share) for node in nodes)
     if not slots:
-        most_cpus = max((node.get("CPU", 0) for node in nodes), default=0)
-        most_gpus = max((node.get("GPU", 0) for node in nodes), default=0)
+        most = {name: max((n.get(name, 0) for n in nodes), default=0) for name in ("CPU", "GPU")}
+        options = ["--cpus-per-trial"] if cpus > most["CPU"] else []
+        options += ["--gpus-per-trial"] if share > most["GPU"] else []
         raise SettingsError(
-            f"a trial asks for {cpus:g} CPUs and {share:g} GPUs, but the largest node has "
-            f"{most_cpus:g} CPUs and {most_gpus:g} GPUs; "
-            "lower --cpus-per-trial or --gpus-per-trial."
+            f"a trial needs {cpus:g} CPU and {share:g} GPU, but no node has both: the most that "
+            f"one has is {most['CPU']:g} CPU and {most['GPU']:g} GPU; "
+            f"lower {' and '.join(options or ['--cpus-per-trial'])}."
         )
     return Resources(cpus, share, min(slots, settings.max_concurrent or slots))
 

@@ -148,7 +148,7 @@ def convert_space(
 def _check_choices(flat: dict[str, Any]) -> None:
     """The study's file holds these types alone; Optuna finds out when the first trial is asked."""
     for name, domain in flat.items():
-        for choice in getattr(domain, "categories", None) or getattr(domain, "choices", ()):
+        for choice in getattr(domain, "categories", getattr(domain, "choices", ())):
             if choice is not None and not isinstance(choice, (bool, int, float, str)):
                 raise SettingsError(
                     f"choices of {name!r} must be None, bool, int, float or str, got {choice!r}; "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler, TPESampler
 from ray import tune
 
 from tune_jobs.engine.callbacks import KeepBestCheckpoints, ResultLogs
@@ -41,7 +42,7 @@ def run_sweep(
     load_data: Callable[[Any], Any] | None = None,
     make_model: Callable[[dict[str, Any], Any], Any] | None = None,
     make_data: Callable[[dict[str, Any], Any], Any] | None = None,
-    sampler: optuna.samplers.BaseSampler | None = None,
+    sampler: BaseSampler | None = None,
     trainer_kwargs: Mapping[str, Any] | None = None,
 ) -> Sweep:
     """Search a space and return what was found; also what a notebook calls.
@@ -74,47 +75,43 @@ def run_sweep(
     source = _source_of(objective or make_model)
     job = source.stem if source else "sweep"
     name = settings.name or f"{job}-{datetime.now():%Y%m%d-%H%M%S}"
-    if recipe is not None:
-        # Its seconds pass while Ray starts; the test of the winner needs it here.
-        threading.Thread(target=importlib.import_module, args=["pytorch_lightning"]).start()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with new_folder(settings.storage_path, name) as folder, running_ray(settings.address):
-        resources = plan_resources(settings, cluster_nodes())
-        data = load_data(settings) if load_data is not None else None
-        print(f"Sweep {name}: {settings.num_trials} trials, {resources}", flush=True)
-        study = optuna.create_study(
-            storage=study_storage(folder),
-            study_name=name,
-            direction=goal.direction,
-            sampler=sampler or optuna.samplers.TPESampler(seed=settings.seed, constant_liar=True),
-        )
-        scheduler = _make_scheduler(settings, goal)
-        stopper = SweepStopper(scheduler, settings.time_budget_s)
-        search = StudySearch(
-            distributions, constants, goal, study, scheduler.reasons, partial(print_trial, goal)
-        )
-        if objective is not None:
-            trainable = function_trial(objective, metric)
-        else:
-            assert recipe is not None
-            assert isinstance(settings, LightningSettings)
-            trial = lightning_trial(recipe, metric, settings, resources)
-            trainable = tune.with_parameters(trial, data=data)
-        tuner = _make_tuner(trainable, settings, goal, name, resources, search, scheduler, stopper)
-        grid = tuner.fit()
-        search.tell_unfinished(stopper.reason or Reason.INTERRUPTED)
-        return collect_results(
-            settings,
-            goal,
-            study,
-            grid,
-            folder,
-            recipe=recipe,
-            data=data,
-            resources=resources,
-            source=source.parent if source else None,
-            seconds=time.monotonic() - started,
-        )
+    with new_folder(settings.storage_path, name) as folder:
+        with running_ray(settings.address):
+            resources = plan_resources(settings, cluster_nodes())
+            data = load_data(settings) if load_data is not None else None
+            trainable = _make_trainable(settings, goal, resources, objective, recipe, data)
+            print(f"Sweep {name}: {settings.num_trials} trials, {resources}", flush=True)
+            scheduler = _make_scheduler(settings, goal)
+            stopper = SweepStopper(scheduler, settings.time_budget_s)
+            study = optuna.create_study(
+                storage=study_storage(folder),
+                study_name=name,
+                direction=goal.direction,
+                sampler=sampler or TPESampler(seed=settings.seed, constant_liar=True),
+            )
+            search = StudySearch(
+                distributions, constants, goal, study, scheduler.reasons, partial(print_trial, goal)
+            )
+            if recipe is not None:
+                # While the trials do the same: the winner is tested in this process.
+                threading.Thread(target=importlib.import_module, args=["pytorch_lightning"]).start()
+            grid = _make_tuner(
+                trainable, settings, goal, name, resources, search, scheduler, stopper
+            ).fit()
+            search.tell_unfinished(stopper.reason or Reason.INTERRUPTED)
+            return collect_results(
+                settings,
+                goal,
+                study,
+                grid,
+                folder,
+                recipe=recipe,
+                data=data,
+                resources=resources,
+                source=source.parent if source else None,
+                seconds=time.monotonic() - started,
+            )
 
 
 def _make_recipe(
@@ -133,6 +130,24 @@ def _make_recipe(
             f"a LightningModule is tuned with LightningSettings, got {type(settings).__name__}."
         )
     return Recipe(make_model, make_data, trainer_kwargs or {})
+
+
+def _make_trainable(
+    settings: Settings,
+    goal: Goal,
+    resources: Resources,
+    objective: Callable[[dict[str, Any]], float] | None,
+    recipe: Recipe | None,
+    data: Any,
+) -> Any:
+    if objective is not None:
+        trainable = function_trial(objective, goal.metric)
+    else:
+        assert recipe is not None
+        assert isinstance(settings, LightningSettings)
+        trial = lightning_trial(recipe, goal.metric, settings, resources)
+        trainable = tune.with_parameters(trial, data=data)
+    return tune.with_resources(trainable, resources.per_trial)
 
 
 def _make_scheduler(settings: Settings, goal: Goal) -> EpochScheduler:
@@ -158,7 +173,7 @@ def _make_tuner(
     stopper: SweepStopper,
 ) -> tune.Tuner:
     return tune.Tuner(
-        tune.with_resources(trainable, resources.per_trial),
+        trainable,
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=scheduler,
