@@ -76,42 +76,41 @@ def run_sweep(
     job = source.stem if source else "sweep"
     name = settings.name or f"{job}-{datetime.now():%Y%m%d-%H%M%S}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with new_folder(settings.storage_path, name) as folder:
-        with running_ray(settings.address):
-            resources = plan_resources(settings, cluster_nodes())
-            data = load_data(settings) if load_data is not None else None
-            trainable = _make_trainable(settings, goal, resources, objective, recipe, data)
-            print(f"Sweep {name}: {settings.num_trials} trials, {resources}", flush=True)
-            scheduler = _make_scheduler(settings, goal)
-            stopper = SweepStopper(scheduler, settings.time_budget_s)
-            study = optuna.create_study(
-                storage=study_storage(folder),
-                study_name=name,
-                direction=goal.direction,
-                sampler=sampler or TPESampler(seed=settings.seed, constant_liar=True),
-            )
-            search = StudySearch(
-                distributions, constants, goal, study, scheduler.reasons, partial(print_trial, goal)
-            )
-            if recipe is not None:
-                # While the trials do the same: the winner is tested in this process.
-                threading.Thread(target=importlib.import_module, args=["pytorch_lightning"]).start()
-            grid = _make_tuner(
-                trainable, settings, goal, name, resources, search, scheduler, stopper
-            ).fit()
-            search.tell_unfinished(stopper.reason or Reason.INTERRUPTED)
-            return collect_results(
-                settings,
-                goal,
-                study,
-                grid,
-                folder,
-                recipe=recipe,
-                data=data,
-                resources=resources,
-                source=source.parent if source else None,
-                seconds=time.monotonic() - started,
-            )
+    with new_folder(settings.storage_path, name) as folder, running_ray(settings.address):
+        resources = plan_resources(settings, cluster_nodes())
+        data = load_data(settings) if load_data is not None else None
+        trainable = _make_trainable(settings, goal, resources, objective, recipe, data)
+        print(f"Sweep {name}: {settings.num_trials} trials, {resources}", flush=True)
+        scheduler = _make_scheduler(settings, goal)
+        stopper = SweepStopper(scheduler, settings.time_budget_s)
+        study = optuna.create_study(
+            storage=study_storage(folder),
+            study_name=name,
+            direction=goal.direction,
+            sampler=sampler or TPESampler(seed=settings.seed, constant_liar=True),
+        )
+        search = StudySearch(
+            distributions, constants, goal, study, scheduler.reasons, partial(print_trial, goal)
+        )
+        if recipe is not None:
+            # While the trials do the same: the winner is tested in this process.
+            threading.Thread(target=importlib.import_module, args=["pytorch_lightning"]).start()
+        grid = _make_tuner(
+            trainable, settings, goal, name, resources, search, scheduler, stopper
+        ).fit()
+        search.tell_unfinished(stopper.reason or Reason.INTERRUPTED)
+        return collect_results(
+            settings,
+            goal,
+            study,
+            grid,
+            folder,
+            recipe=recipe,
+            data=data,
+            resources=resources,
+            source=source.parent if source else None,
+            seconds=time.monotonic() - started,
+        )
 
 
 def _make_recipe(
