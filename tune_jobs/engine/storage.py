@@ -62,6 +62,7 @@ def _uploaded(local: Path, url: str) -> Iterator[Path]:
         yield local
     finally:
         if any(local.iterdir()):
+            filesystem.create_dir(path)
             fs.copy_files(str(local), path, destination_filesystem=filesystem)
 
 

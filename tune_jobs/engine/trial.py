@@ -245,8 +245,6 @@ def _resume_from(folder: str) -> str | None:
 
 
 def _make_report_callback(pl: Any, metric: str) -> Any:
-    session = get_session()
-
     class ReportCallback(pl.callbacks.Checkpoint):
         """Reports each validated epoch to Tune with a checkpoint, and leaves when told to.
 
@@ -260,16 +258,12 @@ def _make_report_callback(pl: Any, metric: str) -> Any:
             self.stopped = False
             self._validated = False
 
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            if session.stop_event.is_set():  # the sweep ends: it need not wait for this epoch
-                self._leave(trainer)
-
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             self._validated = not trainer.sanity_checking
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            if self.stopped or (trainer.enable_validation and not self._validated):
-                return  # an epoch cut short; or one without validation, whose metrics are stale
+            if trainer.enable_validation and not self._validated:
+                return  # validation is rarer than epochs, and its metrics are stale
             self._validated = False
             metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if v.numel() == 1}
             if metric not in metrics:
@@ -291,10 +285,7 @@ def _make_report_callback(pl: Any, metric: str) -> Any:
             except SystemExit:
                 # Ray's stop. Let through, it would end Lightning as a failure: loggers are told
                 # "failed" and on_fit_end never runs.
-                self._leave(trainer)
-
-        def _leave(self, trainer: Any) -> None:
-            self.stopped = True
-            trainer.should_stop = True
+                self.stopped = True
+                trainer.should_stop = True
 
     return ReportCallback()

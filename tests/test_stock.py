@@ -1,0 +1,267 @@
+"""Ray's own parts next to ours: each cure is for something that is shown here to be ill."""
+
+from __future__ import annotations  # classes inside functions go to the workers by value
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import ray
+from ray import tune
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.search.optuna import OptunaSearch
+
+from tune_jobs.engine import LightningSettings, Settings, Sweep, run_sweep
+
+pytestmark = pytest.mark.slow
+
+SPACE = {"x": tune.uniform(0, 1)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray_with_two_logical_gpus() -> Iterator[None]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+    ray.init(num_cpus=4, num_gpus=2, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _quiet_tune(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+
+def fit_stock(
+    trainable: Any, tmp_path: Path, num_trials: int, stop: Any = None, **tune_config: Any
+) -> tune.ResultGrid:
+    search = OptunaSearch(metric="score", mode="max", seed=0)
+    return tune.Tuner(
+        trainable,
+        param_space=SPACE,
+        tune_config=tune.TuneConfig(
+            search_alg=search, metric="score", mode="max", num_samples=num_trials, **tune_config
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path), name="stock", verbose=0, stop=stop or {}
+        ),
+    ).fit()
+
+
+def fit_ours(
+    objective: Callable[[dict[str, Any]], float], tmp_path: Path, **settings: Any
+) -> Sweep:
+    fields = {"storage_path": str(tmp_path), "name": "ours", "gpus_per_trial": 0, **settings}
+    return run_sweep(
+        Settings(**fields), space=SPACE, metric="score", mode="max", objective=objective
+    )
+
+
+def test_stock_starts_a_process_a_trial_and_ours_one_a_slot(tmp_path: Path) -> None:
+    def pid(config: dict[str, Any]) -> dict[str, float]:
+        return {"score": float(os.getpid())}
+
+    grid = fit_stock(pid, tmp_path, num_trials=3, max_concurrent_trials=1)
+    assert len({result.metrics["score"] for result in grid}) == 3
+    sweep = fit_ours(lambda config: os.getpid(), tmp_path, num_trials=3, max_concurrent=1)
+    assert len({row["score"] for row in sweep.rows}) == 1
+
+
+def test_stock_lets_one_trial_wait_and_ours_one_a_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[int] = []
+    update = TuneController.update_max_pending_trials
+
+    def record(controller: Any, *args: Any) -> None:
+        update(controller, *args)
+        waiting.append(controller._max_pending_trials)
+
+    monkeypatch.setattr(TuneController, "update_max_pending_trials", record)
+    fit_stock(lambda config: {"score": 1.0}, tmp_path, num_trials=1)
+    fit_ours(lambda config: 1.0, tmp_path, num_trials=1)
+    assert waiting == [1, 4]
+
+
+def test_stock_loses_the_next_trial_to_one_that_is_slow_to_end_and_ours_waits(
+    tmp_path: Path,
+) -> None:
+    def slow_to_end(config: dict[str, Any]) -> float:
+        try:
+            for _ in range(2):
+                tune.report({"score": config["x"], "epoch": 1})
+        finally:
+            time.sleep(4)
+        return 0.0
+
+    grid = fit_stock(
+        slow_to_end,
+        tmp_path,
+        num_trials=2,
+        stop={"training_iteration": 1},
+        max_concurrent_trials=1,
+        reuse_actors=True,
+    )
+    assert grid.num_errors == 1
+    sweep = fit_ours(slow_to_end, tmp_path, num_trials=2, max_concurrent=1, stop_at=-1.0)
+    assert [row["state"] for row in sweep.rows] == ["COMPLETE"]
+    budget = fit_ours(slow_to_end, tmp_path, num_trials=2, max_concurrent=1, name="both")
+    assert [row["state"] for row in budget.rows] == ["COMPLETE", "COMPLETE"]
+
+
+def test_stock_returns_as_if_nothing_was_when_all_trials_failed(tmp_path: Path) -> None:
+    def fail(config: dict[str, Any]) -> float:
+        raise ArithmeticError("no")
+
+    assert fit_stock(fail, tmp_path, num_trials=2).num_errors == 2
+
+
+def test_stock_lets_a_trial_without_a_gpu_see_every_gpu_and_ours_none(tmp_path: Path) -> None:
+    def sees_gpus(config: dict[str, Any]) -> dict[str, float]:
+        return {"score": float(os.environ.get("CUDA_VISIBLE_DEVICES") != "")}
+
+    grid = fit_stock(sees_gpus, tmp_path, num_trials=1)
+    assert grid[0].metrics["score"] == 1.0
+    sweep = fit_ours(lambda config: sees_gpus(config)["score"], tmp_path, num_trials=1)
+    assert sweep.best_score == 0.0
+
+
+def make_module(config: dict[str, Any], data: Any = None) -> Any:
+    """A module that is validated every second epoch and logs when the training epoch ends."""
+    import pytorch_lightning as pl
+    import torch
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return (self.weight * batch[0]).mean()
+
+        def on_train_epoch_end(self) -> None:
+            self.log("trained", 1.0)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("score", float(self.current_epoch + 1))
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return Module()
+
+
+def make_loaders(config: dict[str, Any], data: Any = None) -> Any:
+    import pytorch_lightning as pl
+    import torch
+
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            dataset = torch.utils.data.TensorDataset(torch.ones(4, 1))
+            return torch.utils.data.DataLoader(dataset, batch_size=2)
+
+        val_dataloader = train_dataloader
+
+    return Data()
+
+
+def test_stock_counts_validations_keeps_every_checkpoint_and_ours_counts_epochs_and_keeps_two(
+    tmp_path: Path,
+) -> None:
+    def train(config: dict[str, Any]) -> None:
+        import pytorch_lightning as pl
+        from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
+
+        pl.Trainer(
+            max_epochs=8,
+            accelerator="cpu",
+            check_val_every_n_epoch=2,
+            num_sanity_val_steps=0,
+            callbacks=[TuneReportCheckpointCallback({"score": "score"}, on="validation_end")],
+        ).fit(make_module(config), make_loaders(config))
+
+    (result,) = fit_stock(train, tmp_path, num_trials=1)
+    assert result.metrics["score"] == 8.0
+    assert result.metrics["training_iteration"] == 4  # for epoch 8
+    assert len(list((tmp_path / "stock").rglob("checkpoint_*"))) == 4
+    assert "trained" not in result.metrics
+
+    sweep = run_sweep(
+        LightningSettings(
+            num_trials=1,
+            max_epochs=8,
+            gpus_per_trial=0,
+            storage_path=str(tmp_path),
+            name="ours",
+        ),
+        space=SPACE,
+        metric="score",
+        mode="min",  # so that the best checkpoint is the first, and not the last as well
+        make_model=make_module,
+        make_data=make_loaders,
+        trainer_kwargs={"check_val_every_n_epoch": 2},
+    )
+    assert sweep.study.trials[0].intermediate_values == {2: 2.0, 4: 4.0, 6: 6.0, 8: 8.0}
+    assert (sweep.best_score, sweep.best_epoch) == (2.0, 2)
+    assert sweep.result_grid[0].metrics["trained"] == 1.0
+    assert len(list((tmp_path / "ours").rglob("checkpoint_*"))) == 2
+    assert not list(tmp_path.rglob("lightning_logs"))
+
+
+def test_arrays_reach_the_trials_without_a_copy_and_a_budget_does_not_wait_for_an_epoch(
+    tmp_path: Path,
+) -> None:
+    import numpy as np
+
+    def load_data(settings: Settings) -> dict[str, Any]:
+        return {"array": np.zeros(1_000_000)}
+
+    def make_model(config: dict[str, Any], data: Any) -> Any:
+        array = data["array"]
+        assert not array.flags.writeable  # as only a view of the object store is
+        assert not array.flags.owndata
+        return make_module(config)
+
+    def make_data(config: dict[str, Any], data: Any) -> Any:
+        class Endless(list):  # type: ignore[type-arg]
+            def __iter__(self) -> Any:
+                import torch
+
+                while True:
+                    time.sleep(0.05)
+                    yield [torch.ones(2, 1)]
+
+            def __len__(self) -> int:
+                return 10_000
+
+        loaders = make_loaders(config)
+        if config["x"] > 0.5:
+            loaders.train_dataloader = Endless
+        return loaders
+
+    sweep = run_sweep(
+        LightningSettings(
+            num_trials=2,
+            max_epochs=2,
+            gpus_per_trial=0,
+            time_budget_s=20,
+            storage_path=str(tmp_path),
+            name="ours",
+        ),
+        space={"x": tune.choice([0.0, 1.0])},
+        metric="score",
+        mode="max",
+        load_data=load_data,
+        make_model=make_model,
+        make_data=make_data,
+        sampler=optuna.samplers.GridSampler({"x": [0.0, 1.0]}),
+    )
+    rows = {row["config/x"]: row for row in sweep.rows}
+    assert rows[0.0]["state"] == "COMPLETE"
+    assert (rows[1.0]["state"], rows[1.0]["reason"]) == ("PRUNED", "time budget")
+    assert rows[1.0]["epochs"] == 0

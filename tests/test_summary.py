@@ -1,0 +1,109 @@
+"""What a sweep prints."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.resources import Resources
+from tune_jobs.engine.summary import format_summary, format_trial
+
+GOAL = Goal("val_acc", "max")
+
+
+def make_row(number: int, state: str, reason: str, epochs: int) -> dict[str, Any]:
+    return {"trial": number, "state": state, "reason": reason, "epochs": epochs}
+
+
+def make_sweep(**changes: Any) -> Any:
+    fields = {
+        "goal": GOAL,
+        "max_epochs": 10,
+        "resources": Resources(cpus=1, gpus=0, slots=2),
+        "best_config": {"lr": 0.0012345, "layers": 3},
+        "best_score": 0.98123456,
+        "best_epoch": 7,
+        "best_trial": 4,
+        "best_state": "COMPLETE",
+        "test": {"test_acc": 0.979},
+        "rows": [
+            make_row(0, "COMPLETE", "last epoch", 10),
+            make_row(1, "PRUNED", "asha", 1),
+            make_row(2, "PRUNED", "nan", 2),
+            make_row(3, "FAIL", "ArithmeticError", 0),
+        ],
+        "logs": {3: "results/s/trial_0003/error.txt"},
+        "result_grid": [],
+        "seconds": 61.25,
+        "path": "results/s",
+    }
+    return SimpleNamespace(**{**fields, **changes})
+
+
+def test_summary_says_all_that_a_finished_sweep_has_to() -> None:
+    assert format_summary(make_sweep()).splitlines() == [
+        "",
+        "Best config: lr=0.001234, layers=3",
+        "val_acc: 0.98123 at epoch 7 (validation), trial 4",
+        "Test: test_acc 0.979",
+        "Trials: 1 finished, 1 stopped by ASHA, 1 failed, 1 ended by nan",
+        "  trial 3: ArithmeticError, see results/s/trial_0003/error.txt",
+        "Epochs: 13 of the 40 that every trial run to its last would cost",
+        "Seconds: 61.2",
+        "Results: results/s",
+    ]
+
+
+def test_winner_that_was_stopped_early_is_marked() -> None:
+    assert "none was complete" in format_summary(make_sweep(best_state="PRUNED"))
+
+
+def test_plain_function_has_no_epochs_and_no_test() -> None:
+    text = format_summary(make_sweep(max_epochs=None, test=None))
+    assert "poch" not in text
+    assert "Test" not in text
+
+
+def test_trials_with_a_share_of_a_gpu_that_ran_on_cpus_are_told() -> None:
+    grid = [SimpleNamespace(metrics={"device": "cpu"}), SimpleNamespace(metrics=None)]
+    on_gpu = Resources(cpus=1, gpus=0.25, slots=4)
+    assert "they ran on CPUs" in format_summary(make_sweep(resources=on_gpu, result_grid=grid))
+    assert "they ran on CPUs" not in format_summary(make_sweep(result_grid=grid))
+
+
+def make_study(*trials: optuna.trial.FrozenTrial) -> optuna.Study:
+    study = optuna.create_study(direction="maximize")
+    for trial in trials:
+        study.add_trial(trial)
+    return study
+
+
+def test_line_of_a_trial_is_as_optuna_users_know_it() -> None:
+    distributions = {"lr": optuna.distributions.FloatDistribution(0, 1)}
+    study = make_study(
+        create_trial(
+            value=0.9,
+            params={"lr": 0.25},
+            distributions=distributions,
+            intermediate_values={1: 0.8, 2: 0.9, 3: 0.7},
+        )
+    )
+    assert format_trial(GOAL, study, study.trials[0]) == (
+        "Trial 0 COMPLETE with value 0.9 at epoch 2 and parameters lr=0.25. "
+        "Best is trial 0 with value 0.9."
+    )
+
+
+def test_line_of_a_stopped_trial_gives_the_reason_and_no_best_where_none_is_complete() -> None:
+    study = make_study(
+        create_trial(
+            state=TrialState.PRUNED, intermediate_values={1: 0.5}, user_attrs={"reason": "asha"}
+        ),
+        create_trial(state=TrialState.FAIL, user_attrs={"reason": "KeyError"}),
+    )
+    assert format_trial(GOAL, study, study.trials[0]) == (
+        "Trial 0 PRUNED (asha) with value 0.5 and parameters ."
+    )
+    assert format_trial(GOAL, study, study.trials[1]).startswith("Trial 1 FAIL (KeyError) and")
