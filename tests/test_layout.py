@@ -1,6 +1,10 @@
 """Who may import whom: the models know no engine, the engine knows no job."""
 
 import ast
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -53,3 +57,35 @@ def test_engine_imports_neither_models_nor_jobs() -> None:
 )
 def test_every_way_to_import_is_seen(source: str, name: str) -> None:
     assert name in imports(source, "tune_jobs.engine")
+
+
+@pytest.mark.slow
+def test_wheel_holds_tune_jobs_and_models_alone(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(REPO, source, ignore=shutil.ignore_patterns(".*", "build", "results", "data"))
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    folders = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {folder for folder in folders if not folder.endswith(".dist-info")} == {
+        "tune_jobs",
+        "models",
+    }
+
+
+@pytest.mark.parametrize(
+    "job", sorted((REPO / "tune_jobs").glob("[a-z]*.py")), ids=lambda p: p.stem
+)
+def test_job_is_short_enough_to_copy(job: Path) -> None:
+    assert len(job.read_text().splitlines()) <= 90
+    assert forbidden(str(job.relative_to(REPO).parent), "argparse") == []
+
+
+def test_tracked_files_name_no_place_of_this_machine_and_no_package_index() -> None:
+    files = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True)
+    if files.returncode:
+        pytest.skip("not a git checkout: clone the repository to run this test")
+    secrets = (f"{REPO.parent}/", "/simple" + "/", "files.pythonhosted")
+    for name in files.stdout.split():
+        text = (REPO / name).read_text()
+        assert not [secret for secret in secrets if secret in text], name

@@ -38,7 +38,7 @@ def running_ray(address: str | None) -> Iterator[None]:
     _check_address(address)
     for variable, value in DRIVER_ENV.items():
         os.environ.setdefault(variable, value)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the summary says it
     if ray.is_initialized():  # by the user, say in a notebook: theirs to end
         yield
         return

@@ -4,6 +4,7 @@ import csv
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -289,5 +290,15 @@ def _explain_failure(path: str, failed: list[Any]) -> str:
     error = failure_of(failed[0])
     if isinstance(error, MetricNotLoggedError):
         return str(error)
-    text = Path(failed[0].error_file).read_text()
-    return f"all {len(failed)} trials failed; the first one, {_log_of(failed[0])}:\n{text}"
+    text = _own_traceback(Path(failed[0].error_file).read_text())
+    return f"all {len(failed)} trials failed; the first one, {path}/{_log_of(failed[0])}:\n{text}"
+
+
+def _own_traceback(log: str) -> str:
+    """The part of a Ray error log below the engine: the user's frames, and Lightning's."""
+    _, *frames = re.split(r'^(?=  File ")', log, flags=re.MULTILINE)
+    ours = [n for n, frame in enumerate(frames) if "engine/trial.py" in frame.splitlines()[0]]
+    is_chained = "\n\nDuring handling of" in log or "\n\nThe above exception was" in log
+    if is_chained or not ours or ours[-1] == len(frames) - 1:
+        return log.rstrip()
+    return "".join(["Traceback (most recent call last):\n", *frames[ours[-1] + 1 :]]).rstrip()

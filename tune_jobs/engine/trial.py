@@ -164,7 +164,9 @@ def lightning_trial(
         # Callbacks keep state and the process serves many trials: each trial gets its own copies.
         kwargs = copy.deepcopy(dict(recipe.trainer_kwargs))
         kwargs["callbacks"] = [*_as_list(kwargs.get("callbacks")), report]
-        _name_versions(_as_list(kwargs.get("logger")), tune.get_context().get_trial_name())
+        _name_versions(
+            _as_list(kwargs.get("logger")), Path(tune.get_context().get_trial_dir()).name
+        )
         trainer = make_trainer(model, resources, max_epochs=settings.max_epochs, **kwargs)
         with tempfile.TemporaryDirectory() as folder:
             trainer.fit(model, recipe.make_data(config, data), ckpt_path=_resume_from(folder))
