@@ -1,6 +1,6 @@
 """The limit: bare torch loops over a list of trials in two processes. No search, no framework.
 
-    python benchmarks/bare_loops.py --trials trials.json --data-dir ../shared/data
+    python -m benchmarks.bare_loops --trials trials.json --data-dir data
 
 trials.json is a list of {"config": ..., "epochs": n}; each process takes the next one.
 """
@@ -24,29 +24,31 @@ class Args:
     """JSON list of {"config": ..., "epochs": n}."""
     data_dir: Path
     """Folder with torchvision's MNIST/raw."""
+    fused: bool = False
+    """AdamW's fused kernel, which the project's MLP uses; torch's default is a loop."""
 
 
-def work(trials: "multiprocessing.SimpleQueue[dict[str, Any] | None]", data_dir: Path) -> None:
+def work(trials: "multiprocessing.SimpleQueue[dict[str, Any] | None]", args: Args) -> None:
     import numpy as np
     import torch
 
     torch.set_num_threads(1)
-    raw = data_dir / "MNIST" / "raw"
+    raw = args.data_dir / "MNIST" / "raw"
     pixels = np.fromfile(raw / "train-images-idx3-ubyte", np.uint8)[16:].reshape(-1, 784)
     images = torch.from_numpy(pixels).float().div_(255).sub_(0.1307).div_(0.3081)  # (60 000, 784)
     labels = torch.from_numpy(np.fromfile(raw / "train-labels-idx1-ubyte", np.uint8)[8:]).long()
     while (trial := trials.get()) is not None:
-        train(trial["config"], trial["epochs"], images, labels)
+        train(trial["config"], trial["epochs"], images, labels, args.fused)
 
 
-def train(config: dict[str, Any], epochs: int, images: Any, labels: Any) -> None:
+def train(config: dict[str, Any], epochs: int, images: Any, labels: Any, fused: bool) -> None:
     import torch
     from torch.nn import functional as F
 
     torch.manual_seed(0)
     model = make_model(config)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config["lr"], weight_decay=config["weight_decay"]
+        model.parameters(), lr=config["lr"], weight_decay=config["weight_decay"], fused=fused
     )
     train_images, val_images = images[:55_000], images[55_000:]
     train_labels, val_labels = labels[:55_000], labels[55_000:]
@@ -78,9 +80,7 @@ def main(args: Args) -> None:
     queue = context.SimpleQueue()
     for trial in [*json.loads(args.trials.read_text()), *[None] * NUM_PROCESSES]:
         queue.put(trial)
-    processes = [
-        context.Process(target=work, args=(queue, args.data_dir)) for _ in range(NUM_PROCESSES)
-    ]
+    processes = [context.Process(target=work, args=(queue, args)) for _ in range(NUM_PROCESSES)]
     for process in processes:
         process.start()
     for process in processes:
