@@ -38,6 +38,63 @@ def test_garden_finds_the_calculus_answer(tmp_path: Path) -> None:
     assert len(read_rows(tmp_path / "g")) == 50
 
 
+USERS_JOB = """
+from ray import tune
+from tune_jobs.engine import Settings, run_job, run_sweep
+
+def objective(config):
+    return measure(config["x"])
+
+def measure(x):
+    if x > LIMIT:
+        raise ArithmeticError(f"{x} is too much")
+    return x
+
+def main(settings):
+    return run_sweep(
+        settings, space={"x": tune.uniform(0, 1)}, metric="m", mode=MODE, objective=objective
+    )
+
+run_job(main, Settings, "A user's own.")
+"""
+
+
+def run_users_job(tmp_path: Path, limit: float, mode: str) -> subprocess.CompletedProcess[str]:
+    job = tmp_path / "job.py"
+    job.write_text(f"LIMIT, MODE = {limit}, {mode!r}\n{USERS_JOB}")
+    command = [sys.executable, "job.py", "--num-trials", "8", "--seed", "0", "--name", "u"]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+
+
+def test_some_failures_exit_0_and_are_counted_with_their_logs(tmp_path: Path) -> None:
+    done = run_users_job(tmp_path, limit=0.6, mode="max")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    failed = [row for row in read_rows(tmp_path / "results" / "u") if row["state"] == "FAIL"]
+    assert f", {len(failed)} failed" in done.stdout
+    for row in failed:
+        log = f"results/u/trial_{int(row['trial']):04d}/error.txt"
+        assert f"trial {row['trial']}: ArithmeticError, see ./{log}" in done.stdout
+        assert "is too much" in (tmp_path / log).read_text()
+
+
+def test_nothing_but_failures_exits_1_with_the_first_ones_own_traceback(tmp_path: Path) -> None:
+    done = run_users_job(tmp_path, limit=-1, mode="max")
+    assert done.returncode == 1
+    head, *frames = done.stderr.splitlines()
+    assert head.startswith("error: all 5 trials failed; the first one, ./results/u/trial_0000/")
+    assert frames[0] == "Traceback (most recent call last):"
+    assert "in objective" in frames[1]
+    assert frames[-1].startswith("ArithmeticError: 0.5488135039273248 is too much")
+
+
+def test_unknown_mode_exits_2_and_leaves_nothing(tmp_path: Path) -> None:
+    done = run_users_job(tmp_path, limit=1, mode="upwards")
+    assert done.returncode == 2
+    assert done.stderr == "error: mode must be 'max' or 'min', got 'upwards'.\n"
+    assert not (tmp_path / "results").exists()
+
+
 def test_mnist_on_digits_leaves_results_that_agree(tmp_path: Path) -> None:
     from models.data import load_digits
     from models.mlp import MLP
@@ -59,6 +116,7 @@ def test_mnist_on_digits_leaves_results_that_agree(tmp_path: Path) -> None:
     for trial, row in zip(study.trials, rows, strict=True):
         assert len(trial.intermediate_values) == int(row["epochs"])
         assert trial.state.name == row["state"]
+    assert all(len(list(trial.glob("checkpoint_*"))) <= 2 for trial in folder.glob("trial_*"))
     kept = {path.parts[-3] for path in folder.glob("trial_*/checkpoint_*/checkpoint.ckpt")}
     assert len(kept) == 2
     assert not list(REPO.glob("lightning_logs"))
@@ -91,6 +149,9 @@ def test_mnist_on_real_images(tmp_path: Path) -> None:
         (["--grace-epochs", "11"], "grace_epochs must not exceed max_epochs"),
         (["--reduction-factor", "1"], "reduction_factor must be above 1"),
         (["--num-trial", "3"], "--num-trials"),
+        (["--gpus-per-trial", "-0.1"], "gpus_per_trial must be between 0 and 1, got -0.1"),
+        (["--max-concurrent", "0"], "max_concurrent must be positive"),
+        (["--address", "127.0.0.1:1"], "check --address"),
         (["--cpus-per-trial", "4096"], "lower --cpus-per-trial"),
     ],
 )

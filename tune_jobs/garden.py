@@ -8,7 +8,7 @@ to the wall. Calculus says x = 125 m, y = 250 m, 31 250 square metres.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 
@@ -26,6 +26,8 @@ class GardenSettings(Settings):
 
     num_trials: int = 50
     """Configs to try."""
+    gpus_per_trial: float | Literal["auto"] = 0.0
+    """Share of a GPU that a trial takes, 0 to 1; a formula needs none."""
 
 
 def area(config: dict[str, Any]) -> float:

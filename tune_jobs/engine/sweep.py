@@ -140,7 +140,7 @@ def _make_trainable(
     data: Any,
 ) -> Any:
     if objective is not None:
-        trainable = function_trial(objective, goal.metric)
+        trainable = function_trial(objective, goal.metric, resources)
     else:
         assert recipe is not None
         assert isinstance(settings, LightningSettings)

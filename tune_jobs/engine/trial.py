@@ -138,11 +138,13 @@ class OrderlyTrial:
 
 
 def function_trial(
-    objective: Callable[[dict[str, Any]], float], metric: str
+    objective: Callable[[dict[str, Any]], float], metric: str, resources: Resources
 ) -> Callable[[dict[str, Any]], None]:
     """A trial that calls a plain function once; what it returns is the score of epoch 1."""
 
     def trial(config: dict[str, Any]) -> None:
+        if resources.gpus:  # one without needs no torch, nor the seconds of its import
+            prepare_device(resources)
         tune.report({metric: float(objective(config)), "epoch": 1})
 
     trial.__mixins__ = (OrderlyTrial,)  # type: ignore[attr-defined]
