@@ -27,9 +27,8 @@ def make_search(
         direction="maximize" if mode == "max" else "minimize",
         sampler=optuna.samplers.RandomSampler(seed=0),
     )
-    distributions, constants = convert_space(kwargs.pop("space", SPACE))
-    goal = Goal("score", mode)
-    return StudySearch(distributions, constants, goal, study, reasons or {}, **kwargs), study
+    space, goal = convert_space(kwargs.pop("space", SPACE)), Goal("score", mode)
+    return StudySearch(space, goal, study, reasons or {}, **kwargs), study
 
 
 def make_stock() -> OptunaSearch:

@@ -12,13 +12,17 @@ from tune_jobs.engine.storage import new_folder, storage_uri
 def test_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     with new_folder(str(tmp_path / "a" / "b"), "s") as folder:
         assert folder == tmp_path / "a" / "b" / "s"
-    assert folder.is_dir()
+        (folder / "study.log").touch()
+    assert (folder / "study.log").exists()
 
 
-def test_refusal_inside_takes_away_what_was_made_and_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [SettingsError, ZeroDivisionError, KeyboardInterrupt])
+def test_failure_inside_takes_away_what_was_made_and_no_more(
+    error: type[BaseException], tmp_path: Path
+) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(SettingsError), new_folder(str(tmp_path / "there" / "new"), "s"):
-        raise SettingsError("no")
+    with pytest.raises(error), new_folder(str(tmp_path / "there" / "new"), "s"):
+        raise error
     assert list(tmp_path.iterdir()) == [tmp_path / "there"]
     assert not list((tmp_path / "there").iterdir())
 

@@ -115,11 +115,11 @@ def collect_results(
     grid: ResultGrid,
     folder: Path,
     *,
-    recipe: Recipe | None = None,
-    data: Any = None,
+    recipe: Recipe | None,
+    data: Any,
     resources: Resources,
-    source: Path | None = None,
-    seconds: float = 0.0,
+    source: Path | None,
+    started: float,
 ) -> Sweep:
     """Find the winner, test it once, and write the files.
 
@@ -133,7 +133,7 @@ def collect_results(
         data: What the trials were given.
         resources: What each trial held.
         source: The folder of the job's code; None in a notebook.
-        seconds: Wall clock so far, the test not included.
+        started: `time.monotonic()` at the sweep's start.
 
     Raises:
         SweepFailedError: No trial has a score; trials.csv is written all the same.
@@ -145,19 +145,18 @@ def collect_results(
     _write_csv(folder / "trials.csv", rows)
     failed = {frozen.number: t for frozen, t in trials if t is not None and t.error_file}
     winner = _find_winner(study, goal)
-    best_epoch = goal.best_epoch(winner.intermediate_values) if winner is not None else None
-    if winner is None or best_epoch is None:
+    if winner is None:
         raise SweepFailedError(_explain_failure(path, list(failed.values())))
+    best_epoch = goal.best_epoch(winner.intermediate_values)
+    assert best_epoch is not None
     trial = by_id[winner.user_attrs["trial_id"]]
     checkpoint, test = None, None
     if recipe is not None:
-        started = time.monotonic()
         checkpoint = _checkpoint_of(trial, best_epoch)
-        with checkpoint.as_directory() as source_folder:
-            content = Path(source_folder, CHECKPOINT_FILE).read_bytes()
+        with checkpoint.as_directory() as checkpoint_folder:
+            content = Path(checkpoint_folder, CHECKPOINT_FILE).read_bytes()
         (folder / "best.ckpt").write_bytes(content)
         test = _try_test(content, recipe, trial.config, data, resources)
-        seconds += time.monotonic() - started
     sweep = Sweep(
         path=path,
         goal=goal,
@@ -174,7 +173,7 @@ def collect_results(
         result_grid=grid,
         rows=rows,
         logs={number: f"{path}/{_log_of(trial)}" for number, trial in failed.items()},
-        seconds=seconds,
+        seconds=time.monotonic() - started,
     )
     _write_json(folder / "best.json", sweep, data, source)
     return sweep

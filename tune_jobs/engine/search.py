@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -19,10 +19,17 @@ from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.reasons import Reason
 from tune_jobs.engine.settings import SettingsError
 
-__all__ = ["Space", "StudySearch", "convert_space"]
+__all__ = ["SearchSpace", "Space", "StudySearch", "convert_space"]
 
 DefineByRun: TypeAlias = Callable[[optuna.Trial], dict[str, Any] | None]
 Space: TypeAlias = dict[str, Any] | DefineByRun
+
+
+class SearchSpace(NamedTuple):
+    """What is searched, as Optuna takes it, and what every config holds besides; names are flat."""
+
+    searched: dict[str, BaseDistribution] | DefineByRun
+    constants: dict[str, Any]
 
 
 class StudySearch(OptunaSearch):
@@ -35,8 +42,7 @@ class StudySearch(OptunaSearch):
     (grid, brute force) ends the search; in Ray's it raises.
 
     Args:
-        space: Optuna distributions by name, or a define-by-run function of an Optuna trial.
-        constants: What every config holds besides, flat, by name.
+        space: As `convert_space` returns it.
         goal: What is optimised.
         study: The study that is kept with the results.
         reasons: Why a trial was ended, by trial id, as the scheduler fills it.
@@ -45,20 +51,19 @@ class StudySearch(OptunaSearch):
 
     def __init__(
         self,
-        space: dict[str, BaseDistribution] | DefineByRun,
-        constants: dict[str, Any],
+        space: SearchSpace,
         goal: Goal,
         study: optuna.Study,
         reasons: Mapping[str, str],
         on_trial_end: Callable[[optuna.Study, FrozenTrial], None] = lambda study, trial: None,
     ) -> None:
-        self._constants = constants
+        self._constants = space.constants
         self._goal = goal
         self._given_study = study
         self._reasons = reasons
         self._on_trial_end = on_trial_end
         self._last_epoch: dict[str, int] = {}
-        super().__init__(space, metric=goal.metric, mode=goal.mode)
+        super().__init__(space.searched, metric=goal.metric, mode=goal.mode)
 
     def _setup_study(self, mode: str | list[str]) -> None:
         # Ray's default study is called "optuna", whatever the sweep, and two sweeps in one storage
@@ -121,10 +126,8 @@ class StudySearch(OptunaSearch):
         self._on_trial_end(study, frozen)
 
 
-def convert_space(
-    space: Space,
-) -> tuple[dict[str, BaseDistribution] | DefineByRun, dict[str, Any]]:
-    """Split a Tune search space into Optuna's distributions and constants, both flat.
+def convert_space(space: Space) -> SearchSpace:
+    """Split a Tune search space into Optuna's distributions and constants.
 
     Ray's own conversion drops the constants. A define-by-run function is returned as it is.
 
@@ -132,7 +135,7 @@ def convert_space(
         SettingsError: The space holds nothing to search, or what Optuna cannot search.
     """
     if callable(space):
-        return space, {}
+        return SearchSpace(space, {})
     try:
         flat = flatten_dict(space, prevent_delimiter=True)
         _check_choices(flat)
@@ -142,7 +145,8 @@ def convert_space(
     distributions |= {name: v for name, v in flat.items() if isinstance(v, BaseDistribution)}
     if not distributions:
         raise SettingsError("space holds nothing to search; give a parameter tune.uniform(0, 1).")
-    return distributions, {name: v for name, v in flat.items() if name not in distributions}
+    constants = {name: v for name, v in flat.items() if name not in distributions}
+    return SearchSpace(distributions, constants)
 
 
 def _check_choices(flat: dict[str, Any]) -> None:

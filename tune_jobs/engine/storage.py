@@ -20,7 +20,7 @@ def storage_uri(storage_path: str) -> str:
 def new_folder(storage_path: str, name: str) -> Iterator[Path]:
     """Make the sweep's own folder; where results go to a URL, one that is copied there at the end.
 
-    A `SettingsError` raised inside takes the folder away again: nothing has been spent.
+    Where what is done inside fails before anything is written, the folder is taken away again.
 
     Raises:
         SettingsError: The name is taken, or the path cannot be written.
@@ -43,9 +43,8 @@ def new_folder(storage_path: str, name: str) -> Iterator[Path]:
         _refuse_path(storage_path, error.strerror)
     try:
         yield folder
-    except SettingsError:
+    finally:
         _remove_empty(created)
-        raise
 
 
 def _uploaded(local: Path, url: str) -> Iterator[Path]:
@@ -67,7 +66,7 @@ def _uploaded(local: Path, url: str) -> Iterator[Path]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Innermost first; one that is not there, or that another has used since, stays as it is."""
+    """Innermost first; one that holds something stays, and so do those that hold it."""
     for folder in folders:
         try:
             folder.rmdir()

@@ -23,7 +23,7 @@ from tune_jobs.engine.reasons import Reason
 from tune_jobs.engine.resources import Resources, plan_resources
 from tune_jobs.engine.results import Sweep, collect_results, study_storage
 from tune_jobs.engine.scheduler import ASHA, EpochScheduler
-from tune_jobs.engine.search import Space, StudySearch, convert_space
+from tune_jobs.engine.search import SearchSpace, Space, StudySearch, convert_space
 from tune_jobs.engine.settings import LightningSettings, Settings, SettingsError
 from tune_jobs.engine.storage import new_folder, storage_uri
 from tune_jobs.engine.summary import print_trial
@@ -71,7 +71,7 @@ def run_sweep(
     started = time.monotonic()
     goal = Goal(metric, mode)
     recipe = _make_recipe(settings, objective, make_model, make_data, trainer_kwargs)
-    distributions, constants = convert_space(space)
+    search_space = convert_space(space)
     source = _source_of(objective or make_model)
     job = source.stem if source else "sweep"
     name = settings.name or f"{job}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -79,26 +79,18 @@ def run_sweep(
     with new_folder(settings.storage_path, name) as folder, running_ray(settings.address):
         resources = plan_resources(settings, cluster_nodes())
         data = load_data(settings) if load_data is not None else None
-        trainable = _make_trainable(settings, goal, resources, objective, recipe, data)
         print(f"Sweep {name}: {settings.num_trials} trials, {resources}", flush=True)
-        scheduler = _make_scheduler(settings, goal)
-        stopper = SweepStopper(scheduler, settings.time_budget_s)
         study = optuna.create_study(
             storage=study_storage(folder),
             study_name=name,
             direction=goal.direction,
             sampler=sampler or TPESampler(seed=settings.seed, constant_liar=True),
         )
-        search = StudySearch(
-            distributions, constants, goal, study, scheduler.reasons, partial(print_trial, goal)
-        )
-        if recipe is not None:
-            # While the trials do the same: the winner is tested in this process.
-            threading.Thread(target=importlib.import_module, args=["pytorch_lightning"]).start()
-        grid = _make_tuner(
-            trainable, settings, goal, name, resources, search, scheduler, stopper
-        ).fit()
-        search.tell_unfinished(stopper.reason or Reason.INTERRUPTED)
+        if objective is not None:
+            trainable = function_trial(objective, metric, resources)
+        else:
+            trainable = _make_lightning_trainable(recipe, goal, settings, resources, data)
+        grid = _run_trials(trainable, study, search_space, goal, settings, resources)
         return collect_results(
             settings,
             goal,
@@ -109,7 +101,7 @@ def run_sweep(
             data=data,
             resources=resources,
             source=source.parent if source else None,
-            seconds=time.monotonic() - started,
+            started=started,
         )
 
 
@@ -131,48 +123,31 @@ def _make_recipe(
     return Recipe(make_model, make_data, trainer_kwargs or {})
 
 
-def _make_trainable(
-    settings: Settings,
-    goal: Goal,
-    resources: Resources,
-    objective: Callable[[dict[str, Any]], float] | None,
-    recipe: Recipe | None,
-    data: Any,
+def _make_lightning_trainable(
+    recipe: Recipe | None, goal: Goal, settings: Settings, resources: Resources, data: Any
 ) -> Any:
-    if objective is not None:
-        trainable = function_trial(objective, goal.metric, resources)
-    else:
-        assert recipe is not None
-        assert isinstance(settings, LightningSettings)
-        trial = lightning_trial(recipe, goal.metric, settings, resources)
-        trainable = tune.with_parameters(trial, data=data)
-    return tune.with_resources(trainable, resources.per_trial)
+    assert recipe is not None
+    assert isinstance(settings, LightningSettings)
+    # While the trials do the same: the winner is tested in this process.
+    threading.Thread(target=importlib.import_module, args=["pytorch_lightning"]).start()
+    trial = lightning_trial(recipe, goal.metric, settings, resources)
+    return tune.with_parameters(trial, data=data)
 
 
-def _make_scheduler(settings: Settings, goal: Goal) -> EpochScheduler:
-    if not isinstance(settings, LightningSettings):
-        return EpochScheduler(goal, stop_at=settings.stop_at)
-    return ASHA(
-        goal,
-        settings.max_epochs,
-        settings.grace_epochs,
-        settings.reduction_factor,
-        settings.stop_at,
-    )
-
-
-def _make_tuner(
+def _run_trials(
     trainable: Any,
-    settings: Settings,
+    study: optuna.Study,
+    space: SearchSpace,
     goal: Goal,
-    name: str,
+    settings: Settings,
     resources: Resources,
-    search: StudySearch,
-    scheduler: EpochScheduler,
-    stopper: SweepStopper,
-) -> tune.Tuner:
-    return tune.Tuner(
-        trainable,
+) -> tune.ResultGrid:
+    """Run the trials, each told to the study as it ends, those that the end cuts short included."""
+    scheduler = _make_scheduler(settings, goal)
+    stopper = SweepStopper(scheduler, settings.time_budget_s)
+    search = StudySearch(space, goal, study, scheduler.reasons, partial(print_trial, goal))
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources.per_trial),
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=scheduler,
@@ -184,7 +159,7 @@ def _make_tuner(
             trial_dirname_creator=search.folder_of,
         ),
         run_config=tune.RunConfig(
-            name=name,
+            name=study.study_name,
             storage_path=storage_uri(settings.storage_path),
             verbose=0,
             stop=stopper,
@@ -200,6 +175,21 @@ def _make_tuner(
                 KeepBestCheckpoints(settings.keep_checkpoints, goal, scheduler.reasons),
             ],
         ),
+    )
+    grid = tuner.fit()
+    search.tell_unfinished(stopper.reason or Reason.INTERRUPTED)
+    return grid
+
+
+def _make_scheduler(settings: Settings, goal: Goal) -> EpochScheduler:
+    if not isinstance(settings, LightningSettings):
+        return EpochScheduler(goal, stop_at=settings.stop_at)
+    return ASHA(
+        goal,
+        settings.max_epochs,
+        settings.grace_epochs,
+        settings.reduction_factor,
+        settings.stop_at,
     )
 
 
