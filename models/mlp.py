@@ -1,7 +1,6 @@
 """A multi-layer perceptron for image classification, as a LightningModule."""
 
 import itertools
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -105,7 +104,3 @@ class MLP(pl.LightningModule):
         return torch.optim.AdamW(
             self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True
         )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Plain numbers only, so that the file loads with torch's `weights_only=True`.
-        checkpoint["hyper_parameters"] = dict(checkpoint["hyper_parameters"])

@@ -87,14 +87,6 @@ def test_optimizer_takes_learning_rate_and_weight_decay() -> None:
     assert optimizer.param_groups[0]["weight_decay"] == 0.3
 
 
-def test_saved_hyper_parameters_are_plain() -> None:
-    model = MLP(hidden_size=32)
-    checkpoint = {"hyper_parameters": model.hparams}
-    model.on_save_checkpoint(checkpoint)
-    assert type(checkpoint["hyper_parameters"]) is dict
-    assert checkpoint["hyper_parameters"]["hidden_size"] == 32
-
-
 def test_one_epoch_logs_its_metrics_and_its_checkpoint_loads_as_weights_only(
     tmp_path: Path,
 ) -> None:

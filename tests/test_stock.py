@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import ray
+import torch
 from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search.optuna import OptunaSearch
@@ -93,8 +94,8 @@ def test_stock_loses_the_next_trial_to_one_that_is_slow_to_end_and_ours_waits(
 ) -> None:
     def slow_to_end(config: dict[str, Any]) -> float:
         try:
-            for _ in range(2):
-                tune.report({"score": config["x"], "epoch": 1})
+            for score in (config["x"], float("nan"), 0.0):  # at NaN ours stops it
+                tune.report({"score": score})
         finally:
             time.sleep(4)
         return 0.0
@@ -108,10 +109,8 @@ def test_stock_loses_the_next_trial_to_one_that_is_slow_to_end_and_ours_waits(
         reuse_actors=True,
     )
     assert grid.num_errors == 1
-    sweep = fit_ours(slow_to_end, tmp_path, num_trials=2, max_concurrent=1, stop_at=-1.0)
-    assert [row["state"] for row in sweep.rows] == ["COMPLETE"]
-    budget = fit_ours(slow_to_end, tmp_path, num_trials=2, max_concurrent=1, name="both")
-    assert [row["state"] for row in budget.rows] == ["COMPLETE", "COMPLETE"]
+    sweep = fit_ours(slow_to_end, tmp_path, num_trials=3, max_concurrent=1)
+    assert [(row["state"], row["reason"]) for row in sweep.rows] == [("PRUNED", "nan")] * 3
 
 
 def test_stock_returns_as_if_nothing_was_when_all_trials_failed(tmp_path: Path) -> None:
@@ -129,6 +128,58 @@ def test_stock_lets_a_trial_without_a_gpu_see_every_gpu_and_ours_none(tmp_path: 
     assert grid[0].metrics["score"] == 1.0
     sweep = fit_ours(lambda config: sees_gpus(config)["score"], tmp_path, num_trials=1)
     assert sweep.best_score == 0.0
+
+
+def test_stock_takes_a_score_of_zero_for_none_and_ours_for_a_score(tmp_path: Path) -> None:
+    grid = tune.Tuner(
+        lambda config: 0.0, run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0)
+    ).fit()
+    assert "_metric" not in grid[0].metrics
+    assert fit_ours(lambda config: 0.0, tmp_path, num_trials=1).best_score == 0.0
+
+
+def test_stock_moves_a_trial_into_a_folder_of_its_own_and_ours_stays(tmp_path: Path) -> None:
+    def stays(config: dict[str, Any]) -> dict[str, float]:
+        return {"score": float(os.getcwd() == here)}
+
+    here = os.getcwd()
+    assert fit_stock(stays, tmp_path, num_trials=1)[0].metrics["score"] == 0.0
+    sweep = fit_ours(lambda config: stays(config)["score"], tmp_path, num_trials=1)
+    assert sweep.best_score == 1.0
+
+
+def test_stock_finds_the_best_epoch_and_returns_the_last_checkpoint(tmp_path: Path) -> None:
+    def train(config: dict[str, Any]) -> None:
+        for epoch, score in enumerate((0.1, 0.9, 0.2), 1):
+            folder = tmp_path / "checkpoints" / str(epoch)
+            folder.mkdir(parents=True)
+            (folder / "epoch").write_text(str(epoch))
+            tune.report({"score": score}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    grid = fit_stock(train, tmp_path, num_trials=1)
+    best = grid.get_best_result("score", "max", scope="all")
+    assert best.metrics["score"] == 0.2
+    with best.checkpoint.as_directory() as folder:
+        assert Path(folder, "epoch").read_text() == "3"  # ours: see the test of the epochs below
+
+
+def test_stock_does_not_say_what_was_logged_where_the_metric_is_mistyped(tmp_path: Path) -> None:
+    def train(config: dict[str, Any]) -> None:
+        import pytorch_lightning as pl
+        from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
+
+        pl.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            num_sanity_val_steps=0,
+            callbacks=[TuneReportCheckpointCallback({"score": "scroe"}, on="validation_end")],
+        ).fit(make_module(config), make_loaders(config))
+
+    with pytest.raises(Exception) as info:
+        raise fit_stock(train, tmp_path, num_trials=1)[0].error
+    assert "scroe" in str(info.value)
+    assert "it logs" not in str(info.value)
 
 
 def make_module(config: dict[str, Any], data: Any = None) -> Any:
@@ -208,6 +259,8 @@ def test_stock_counts_validations_keeps_every_checkpoint_and_ours_counts_epochs_
     )
     assert sweep.study.trials[0].intermediate_values == {2: 2.0, 4: 4.0, 6: 6.0, 8: 8.0}
     assert (sweep.best_score, sweep.best_epoch) == (2.0, 2)
+    best = torch.load(tmp_path / "ours" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == 1  # counted from 0
     assert sweep.result_grid[0].metrics["trained"] == 1.0
     assert len(list((tmp_path / "ours").rglob("checkpoint_*"))) == 2
     assert not list(tmp_path.rglob("lightning_logs"))

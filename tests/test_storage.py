@@ -1,10 +1,13 @@
 """The sweep's folder: made once, taken away when nothing was spent."""
 
+import shutil
 from pathlib import Path
 
+import optuna
 import pytest
+from pyarrow import fs
 
-from tune_jobs.engine.results import load_study
+from tune_jobs.engine.results import copy_to_memory, load_study, study_storage
 from tune_jobs.engine.settings import SettingsError
 from tune_jobs.engine.storage import new_folder, storage_uri
 
@@ -57,7 +60,7 @@ def test_path_below_a_file_is_refused(below: str, tmp_path: Path) -> None:
 def test_url_gets_its_files_at_the_end(tmp_path: Path) -> None:
     with new_folder(f"file://{tmp_path}/far", "s") as folder:
         (folder / "best.json").write_text("{}")
-        assert not (tmp_path / "far" / "s").exists()
+        assert not list((tmp_path / "far" / "s").iterdir())  # the probe is gone
     assert (tmp_path / "far" / "s" / "best.json").read_text() == "{}"
     with (
         pytest.raises(SettingsError, match="is taken"),
@@ -66,12 +69,44 @@ def test_url_gets_its_files_at_the_end(tmp_path: Path) -> None:
         pass
 
 
-def test_url_that_no_file_system_knows_is_refused() -> None:
+@pytest.mark.parametrize("url", ["nowhere://x", "file:///proc/nope"])
+def test_url_that_cannot_be_written_is_refused_at_once(url: str) -> None:
     with (
-        pytest.raises(SettingsError, match="storage_path nowhere://x/s cannot be written"),
-        new_folder("nowhere://x", "s"),
+        pytest.raises(SettingsError, match=f"storage_path {url}/s cannot be written"),
+        new_folder(url, "s"),
     ):
-        pass
+        raise AssertionError("must not come this far")
+
+
+def test_url_where_nothing_was_written_is_left_as_it_was(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no"), new_folder(f"file://{tmp_path}", "s"):
+        raise SettingsError("no")
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_that_cannot_be_copied_to_their_url_are_kept_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("bucket gone")
+
+    monkeypatch.setattr(fs, "copy_files", fail)
+    with (
+        pytest.raises(OSError, match=f"could not be copied to file://{tmp_path}/s; they are in"),
+        new_folder(f"file://{tmp_path}", "s") as folder,
+    ):
+        (folder / "best.json").write_text("{}")
+    assert (folder / "best.json").read_text() == "{}"
+    shutil.rmtree(folder)
+
+
+def test_study_at_a_url_is_loaded_and_outlives_its_file(tmp_path: Path) -> None:
+    with new_folder(f"file://{tmp_path}", "s") as folder:
+        study = optuna.create_study(storage=study_storage(folder), study_name="s")
+        study.add_trial(optuna.trial.create_trial(value=0.5))
+        copy = copy_to_memory(study)
+    assert copy.best_value == 0.5
+    assert load_study(f"file://{tmp_path}/s").best_value == 0.5
 
 
 def test_relative_path_is_taken_from_here_and_a_url_as_it_is(

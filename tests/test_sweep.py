@@ -34,12 +34,19 @@ def _ray_with_two_logical_gpus() -> Iterator[None]:
 
 
 def tune_module(
-    tmp_path: Path, package: str = "pytorch_lightning", log: str = "score", **options: Any
+    tmp_path: Path,
+    package: str = "pytorch_lightning",
+    log: str = "score",
+    mode: str = "max",
+    fail_above: float = 100.0,
+    **options: Any,
 ) -> Sweep:
     """Tune a one-parameter module of either Lightning package; its score is `gain` x epochs.
 
-    A negative gain diverges to NaN in the second epoch; a gain above 100 raises.
+    A negative gain diverges to NaN in the second epoch; a gain above `fail_above` raises: at once,
+    or in the second epoch where it is below 100.
     """
+    fail_at = 0 if fail_above >= 100 else 1
     out = str(tmp_path / "ended.txt")
 
     def make_model(config: dict[str, Any], data: Any) -> Any:
@@ -55,7 +62,7 @@ def tune_module(
                 self.weight = torch.nn.Parameter(torch.ones(1))
 
             def training_step(self, batch: Any, batch_idx: int) -> Any:
-                if config["gain"] > 100:
+                if config["gain"] > fail_above and self.current_epoch == fail_at:
                     raise ArithmeticError("gain is too high")
                 return (self.weight * batch[0]).mean()
 
@@ -98,7 +105,7 @@ def tune_module(
         LightningSettings(**{**settings, "storage_path": str(tmp_path), "name": "s", **options}),
         space={"gain": tune.choice(gains)},
         metric="score",
-        mode="max",
+        mode=mode,
         make_model=make_model,
         make_data=make_data,
         sampler=optuna.samplers.GridSampler({"gain": gains}),
@@ -175,10 +182,12 @@ def test_trainer_kwargs_bring_loggers_that_are_finalized_in_success(tmp_path: Pa
 
 
 def test_a_score_that_is_good_enough_ends_the_sweep(tmp_path: Path) -> None:
-    sweep = tune_module(tmp_path, stop_at=2.0, gains=[1.0, 2.0, 3.0, 4.0])
-    assert sweep.best_score >= 2.0
-    assert sweep.best_state == "COMPLETE"
-    assert len(sweep.rows) < 4 or sweep.rows[-1]["epochs"] == 1
+    sweep = tune_module(tmp_path, stop_at=2.0, gains=[2.0, 3.0, 4.0, 5.0])
+    first, *others = sweep.rows
+    assert (first["state"], first["reason"], first["epochs"]) == ("COMPLETE", "stop_at", 1)
+    assert len(others) <= 1  # the one that waited for the slot
+    assert all(row["state"] == "PRUNED" for row in others)
+    assert all(row["reason"] == "another reached stop_at" for row in others)
 
 
 def test_a_budget_that_runs_out_gives_the_best_stopped_trial_marked_as_such(
@@ -219,6 +228,8 @@ def test_zero_is_a_score_and_a_define_by_run_space_works(tmp_path: Path) -> None
     )
     assert sweep.best_score == 0.0
     assert sweep.best_config["constant"] == 7
+    assert sweep.study.best_value == 0.0
+    assert load_study(sweep.path).best_value == 0.0
     assert load_study(tmp_path / "z").best_value == 0.0
 
 
@@ -257,3 +268,79 @@ def test_a_trial_without_a_gpu_sees_none(tmp_path: Path) -> None:
         settings, space={"x": tune.uniform(0, 1)}, metric="m", mode="max", objective=count
     )
     assert sweep.best_score == 1.0
+
+
+def test_only_the_best_trials_keep_checkpoints_also_where_the_last_epoch_is_not_the_best(
+    tmp_path: Path,
+) -> None:
+    sweep = tune_module(
+        tmp_path, gains=[1.0, 2.0, 3.0, 4.0], keep_checkpoints=2, mode="min", max_epochs=4,
+        grace_epochs=4,
+    )  # fmt: skip
+    assert sweep.best_epoch == 1
+    kept = {path.parent.name for path in (tmp_path / "s").glob("trial_*/checkpoint_*")}
+    best = sorted(sweep.rows, key=lambda row: row["score"])[:2]
+    assert kept == {f"trial_{row['trial']:04d}" for row in best}
+    assert len(list((tmp_path / "s").glob("trial_*/checkpoint_*"))) == 4
+
+
+def test_failed_trial_never_takes_the_winners_checkpoint(tmp_path: Path) -> None:
+    sweep = tune_module(
+        tmp_path, gains=[-1.0, 50.0], fail_above=40.0, num_trials=2, keep_checkpoints=1
+    )
+    assert {row["state"] for row in sweep.rows} == {"FAIL", "PRUNED"}
+    assert sweep.best_state == "PRUNED"
+    assert (tmp_path / "s" / "best.ckpt").exists()
+
+
+def test_trials_that_all_diverge_are_told_as_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(SweepFailedError, match="has a score: 2 ended by nan"):
+        run_sweep(
+            Settings(num_trials=2, storage_path=str(tmp_path), name="n", gpus_per_trial=0),
+            space={"x": tune.uniform(0, 1)},
+            metric="score",
+            mode="max",
+            objective=lambda config: float("nan"),
+        )
+
+
+def test_plain_function_may_report_along_the_way(tmp_path: Path) -> None:
+    def objective(config: dict[str, Any]) -> float:
+        tune.report({"score": 3.0})
+        tune.report({"score": 5.0})
+        return 4.0
+
+    sweep = run_sweep(
+        Settings(num_trials=1, storage_path=str(tmp_path), name="n", gpus_per_trial=0),
+        space={"x": tune.uniform(0, 1)},
+        metric="score",
+        mode="max",
+        objective=objective,
+    )
+    assert sweep.study.trials[0].intermediate_values == {1: 3.0, 2: 5.0, 3: 4.0}
+    assert (sweep.best_score, sweep.best_epoch) == (5.0, 2)
+
+
+def test_options_that_a_plain_function_cannot_use_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="go with a LightningModule"):
+        run_sweep(
+            Settings(storage_path=str(tmp_path)),
+            space={"x": tune.uniform(0, 1)},
+            metric="score",
+            mode="max",
+            objective=lambda config: 1.0,
+            trainer_kwargs={"precision": 16},
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_garden_comes_within_a_fifth_of_a_percent_whatever_the_seed(
+    seed: int, tmp_path: Path
+) -> None:
+    from tune_jobs import garden
+
+    ray.cloudpickle.register_pickle_by_value(garden)
+    sweep = garden.main(garden.GardenSettings(seed=seed, storage_path=str(tmp_path), name="g"))
+    assert sweep.best_score > garden.BEST_AREA_M2 * 0.998
+    assert len(sweep.rows) == 50

@@ -105,10 +105,10 @@ def test_trials_side_by_side_get_folders_of_their_own_below_a_file_logger(tmp_pa
     assert stock[0].log_dir == stock[1].log_dir  # until one of them has written
     ours = [CSVLogger(str(tmp_path)) for _ in range(2)]
     for number, logger in enumerate(ours):
-        _name_versions([logger], f"trial_{number}")
+        _name_versions(pytorch_lightning, [logger], f"trial_{number}")
     assert ours[0].log_dir != ours[1].log_dir
     chosen = CSVLogger(str(tmp_path), version="mine")
-    _name_versions([chosen], "trial_0")
+    _name_versions(pytorch_lightning, [chosen], "trial_0")
     assert chosen.version == "mine"
 
 

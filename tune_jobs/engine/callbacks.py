@@ -13,10 +13,15 @@ from tune_jobs.engine.reasons import Reason
 __all__ = ["KeepBestCheckpoints", "ResultLogs"]
 
 
+FAILED, STOPPED, COMPLETE = range(3)
+
+
 class KeepBestCheckpoints(Callback):
     """Deletes the checkpoints of a finished trial once `num_trials` better ones have theirs.
 
-    Trials are ranked as the winner is: complete ones first, then by their best score.
+    Trials are ranked as the winner is found: complete ones, then those that were stopped, each by
+    their best score, of equals the earliest; then those that failed, which never win. Trials that
+    the end of the sweep cut short keep theirs.
 
     Args:
         num_trials: Trials that keep their checkpoints.
@@ -28,29 +33,32 @@ class KeepBestCheckpoints(Callback):
         self._num_trials = num_trials
         self._goal = goal
         self._reasons = reasons
-        self._kept: list[tuple[bool, float, int, Any]] = []  # a heap, the worst trial first
+        # a heap, the worst trial first: standing, gain, minus the number, trial
+        self._kept: list[tuple[int, float, int, Any]] = []
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = self._reasons.get(trial.trial_id, Reason.BY_ITSELF)
-        self._rank(trials, trial, complete=not Reason(reason).is_early)
+        self._rank(trials, trial, STOPPED if Reason(reason).is_early else COMPLETE)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._rank(trials, trial, complete=False)
+        self._rank(trials, trial, FAILED)
 
-    def _rank(self, trials: list[Any], trial: Any, complete: bool) -> None:
+    def _rank(self, trials: list[Any], trial: Any, standing: int) -> None:
         best = trial.run_metadata.checkpoint_manager.best_checkpoint_result
         if best is None:
             return
         gain = self._goal.gain(best.metrics[self._goal.metric])
-        # Of equals the earliest wins, as in Optuna; and the heap never has to compare trials.
-        heapq.heappush(self._kept, (complete, gain, -trials.index(trial), trial))
+        # The number settles ties, so that the heap never has to compare trials.
+        heapq.heappush(self._kept, (standing, gain, -trials.index(trial), trial))
         if len(self._kept) > self._num_trials:
             _delete_checkpoints(heapq.heappop(self._kept)[-1])
 
 
 def _delete_checkpoints(trial: Any) -> None:
     manager = trial.run_metadata.checkpoint_manager
-    for result in manager.best_checkpoint_results:
+    # The latest one is not among the best, unless it is one.
+    kept = {*manager.best_checkpoint_results, manager.latest_checkpoint_result}
+    for result in kept:
         result.checkpoint.filesystem.delete_dir(result.checkpoint.path)
     # An empty manager: no result may point at a checkpoint that is gone.
     trial.run_metadata.checkpoint_manager = type(manager)(manager.checkpoint_config)

@@ -18,6 +18,8 @@ __all__ = ["cluster_nodes", "running_ray"]
 DRIVER_ENV = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's live table; the engine prints a line a trial instead
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the summary gives the log of each failed trial
+    # Else a trial moves into a folder of its own, and a user's relative paths lead nowhere.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV and TensorBoard would say everything thrice
 }
 
@@ -27,7 +29,7 @@ MAX_COUNTED_NODES = 1_000  # a group without a limit: enough to know that there 
 
 @contextmanager
 def running_ray(address: str | None) -> Iterator[None]:
-    """Join a cluster or start Ray here; leave it as it was found.
+    """Join a cluster or start Ray here; what was started ends, what was running goes on.
 
     Args:
         address: A cluster's; None: the one this machine belongs to, else Ray starts here.

@@ -33,9 +33,9 @@ class SweepStopper(Stopper):
 
     @property
     def reason(self) -> Reason | None:
-        """Why the sweep has to end; None: it goes on."""
+        """Why the sweep has to end, as told to the trials it cuts short; None: it goes on."""
         if self._scheduler.reached:
-            return Reason.GOOD_ENOUGH
+            return Reason.OTHER_GOOD_ENOUGH
         if self.watcher.is_hopeless:
             return Reason.FAILURES
         if self._deadline is not None and time.monotonic() > self._deadline:
@@ -60,9 +60,8 @@ class FailureWatcher(Callback):
     @property
     def is_hopeless(self) -> bool:
         """A metric that is never logged is missing in every trial: one failure tells it."""
-        only_failures = self._num_successes == 0
         too_many = self._num_failures >= MAX_FAILURES_WITHOUT_SUCCESS
-        return self._metric_missing or (only_failures and too_many)
+        return self._num_successes == 0 and (self._metric_missing or too_many)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._num_successes += 1

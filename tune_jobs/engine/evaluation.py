@@ -57,7 +57,8 @@ def _test(
     import torch
 
     # Not through the Trainer's ckpt_path, which would also restore its loops and its optimizers.
-    content = torch.load(io.BytesIO(checkpoint), map_location="cpu", weights_only=True)
+    # Not `weights_only`: the trials have just written it, with whatever hyperparameters they have.
+    content = torch.load(io.BytesIO(checkpoint), map_location="cpu", weights_only=False)
     model.load_state_dict(content["state_dict"])
     with _quiet_lightning():
         trainer = make_trainer(model, resources, enable_checkpointing=False)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tune_jobs.engine.settings import SettingsError
 
-__all__ = ["Goal"]
+__all__ = ["Goal", "epoch_of"]
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,9 @@ class Goal:
             curve: Epoch -> score; an Optuna trial's intermediate values.
         """
         return max(curve, key=lambda epoch: (self.gain(curve[epoch]), epoch), default=None)
+
+
+def epoch_of(result: Mapping[str, Any]) -> int:
+    """The epoch that a result is of; of a plain function's, how many it has reported."""
+    epoch: int = result.get("epoch", result.get("training_iteration", 0))
+    return epoch

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
+from tune_jobs.engine.reasons import Reason
 from tune_jobs.engine.results import Sweep, SweepFailedError
 from tune_jobs.engine.settings import Settings, SettingsError, parse_settings
 from tune_jobs.engine.summary import format_summary
@@ -29,7 +30,8 @@ def run_job(
         args: The command line; None: the program's own.
         finish: Called with the sweep after the summary has been printed.
 
-    Exits with 0, also if some trials failed; 1 if all did; 2 if the settings cannot be met.
+    Exits with 0, also if some trials failed; 1 if all did; 2 if the settings cannot be met; 130, as
+    shells have it, if it was interrupted.
     """
     try:
         sweep = job(parse_settings(settings_type, description or "", args))
@@ -41,4 +43,5 @@ def run_job(
         sys.exit(1)
     print(format_summary(sweep))
     finish(sweep)
-    sys.exit(0)
+    interrupted = any(row["reason"] == Reason.INTERRUPTED for row in sweep.rows)
+    sys.exit(130 if interrupted else 0)

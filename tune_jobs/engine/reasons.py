@@ -15,11 +15,13 @@ class Reason(StrEnum):
     BY_ITSELF = "ended by itself"
     LAST_EPOCH = "last epoch"
     GOOD_ENOUGH = "stop_at"
+    OTHER_GOOD_ENOUGH = "another reached stop_at"
     ASHA = "asha"
     NAN = "nan"
     TIME_BUDGET = "time budget"
     FAILURES = "failures"
     INTERRUPTED = "interrupted"
+    SILENT = "reported nothing"
 
     @property
     def is_early(self) -> bool:

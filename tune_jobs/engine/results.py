@@ -9,22 +9,24 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
+from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune import Checkpoint, ResultGrid
 from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.evaluation import evaluate
-from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.goal import Goal, epoch_of
 from tune_jobs.engine.reasons import failure_of
 from tune_jobs.engine.resources import Resources
 from tune_jobs.engine.settings import LightningSettings, Settings
+from tune_jobs.engine.storage import downloaded, is_url, storage_uri
 from tune_jobs.engine.trial import CHECKPOINT_FILE, MetricNotLoggedError, Recipe
 
 __all__ = [
@@ -92,15 +94,32 @@ class Sweep:
 
 
 def load_study(folder: str | Path) -> optuna.Study:
-    """Load the study of a finished sweep from its folder.
+    """Load the study of a finished sweep.
+
+    Args:
+        folder: The sweep's folder or URL. A study from a URL is a copy in memory.
 
     Raises:
         FileNotFoundError: There is no study.
     """
+    if is_url(str(folder)):
+        with downloaded(f"{folder}/{STUDY_FILE}") as local:
+            return copy_to_memory(load_study(local))
     file = Path(folder, STUDY_FILE)
     if not file.is_file():  # Optuna would make an empty one
         raise FileNotFoundError(f"{file} is missing; is {folder} the folder of a sweep?")
-    return optuna.load_study(study_name=None, storage=study_storage(folder))
+    storage = study_storage(folder)
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def copy_to_memory(study: optuna.Study) -> optuna.Study:
+    """A copy of the study that outlives its file."""
+    storage = InMemoryStorage()
+    optuna.copy_study(
+        from_study_name=study.study_name, from_storage=study._storage, to_storage=storage
+    )
+    return optuna.load_study(study_name=study.study_name, storage=storage, sampler=study.sampler)
 
 
 def study_storage(folder: str | Path) -> JournalStorage:
@@ -138,7 +157,7 @@ def collect_results(
     Raises:
         SweepFailedError: No trial has a score; trials.csv is written all the same.
     """
-    path = f"{settings.storage_path.rstrip('/')}/{study.study_name}"
+    path = f"{storage_uri(settings.storage_path)}/{study.study_name}"
     by_id = {trial.trial_id: trial for trial in grid._experiment_analysis.trials}
     trials = [(t, by_id.get(t.user_attrs.get("trial_id"))) for t in study.get_trials()]
     rows = [_make_row(goal, frozen, trial) for frozen, trial in trials]
@@ -146,7 +165,7 @@ def collect_results(
     failed = {frozen.number: t for frozen, t in trials if t is not None and t.error_file}
     winner = _find_winner(study, goal)
     if winner is None:
-        raise SweepFailedError(_explain_failure(path, list(failed.values())))
+        raise SweepFailedError(_explain_failure(path, rows, list(failed.values())))
     best_epoch = goal.best_epoch(winner.intermediate_values)
     assert best_epoch is not None
     trial = by_id[winner.user_attrs["trial_id"]]
@@ -169,7 +188,7 @@ def collect_results(
         best_state=winner.state.name,
         best_checkpoint=checkpoint,
         test=test,
-        study=study,
+        study=copy_to_memory(study) if is_url(path) else study,  # the file is about to move there
         result_grid=grid,
         rows=rows,
         logs={number: f"{path}/{_log_of(trial)}" for number, trial in failed.items()},
@@ -220,7 +239,7 @@ def _make_row(goal: Goal, frozen: FrozenTrial, trial: Any) -> dict[str, Any]:
         "trial": frozen.number,
         "state": frozen.state.name,
         "reason": frozen.user_attrs.get("reason"),
-        "epochs": last.get("epoch", 0),
+        "epochs": epoch_of(last),
         "best_epoch": best_epoch,
         "score": None if best_epoch is None else curve[best_epoch],
         "seconds": round(last.get("time_total_s", 0.0), 3),
@@ -247,7 +266,7 @@ def _write_json(path: Path, sweep: Sweep, data: Any, source: Path | None) -> Non
         **({} if sweep.test is None else {"test": sweep.test}),
         "trial": sweep.best_trial,
         "state": sweep.best_state,
-        "data": getattr(data, "name", None),
+        **({"data": data.name} if hasattr(data, "name") else {}),
         "seed": sweep.settings.seed,
         "versions": _versions(),
         "commit": _commit(source),
@@ -283,14 +302,17 @@ def _log_of(trial: Any) -> str:
     return f"{trial.storage.trial_dir_name}/{Path(trial.error_file).name}"
 
 
-def _explain_failure(path: str, failed: list[Any]) -> str:
+def _explain_failure(path: str, rows: list[dict[str, Any]], failed: list[Any]) -> str:
     if not failed:
-        return f"sweep {path} ended before any trial had reported a score."
+        reasons = Counter(row["reason"] for row in rows)
+        counts = ", ".join(f"{count} ended by {reason}" for reason, count in reasons.items())
+        return f"no trial of {path} has a score: {counts or 'none was started'}."
     error = failure_of(failed[0])
     if isinstance(error, MetricNotLoggedError):
         return str(error)
     text = _own_traceback(Path(failed[0].error_file).read_text())
-    return f"all {len(failed)} trials failed; the first one, {path}/{_log_of(failed[0])}:\n{text}"
+    head = f"no trial succeeded, {len(failed)} failed; the first one, {path}/{_log_of(failed[0])}:"
+    return f"{head}\n{text}"
 
 
 def _own_traceback(log: str) -> str:

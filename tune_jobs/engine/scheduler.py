@@ -7,7 +7,7 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.goal import Goal, epoch_of
 from tune_jobs.engine.reasons import Reason, failure_of
 
 __all__ = ["ASHA", "EpochScheduler", "make_rungs"]
@@ -40,7 +40,7 @@ class EpochScheduler(FIFOScheduler):
         self.reached = False
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        reason = self._judge(trial.trial_id, result["epoch"], float(result[self._goal.metric]))
+        reason = self._judge(trial.trial_id, epoch_of(result), float(result[self._goal.metric]))
         if reason is not None:
             self.reasons[trial.trial_id] = reason
         decision: str = TrialScheduler.CONTINUE if reason is None else TrialScheduler.STOP

@@ -15,7 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils import flatten_dict
 from ray.tune.utils.util import unflatten_dict
 
-from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.goal import Goal, epoch_of
 from tune_jobs.engine.reasons import Reason
 from tune_jobs.engine.settings import SettingsError
 
@@ -39,7 +39,8 @@ class StudySearch(OptunaSearch):
     lack; a trial that reported NaN stays RUNNING for ever (`tell` raises, and that is swallowed);
     the value told is the last epoch's (ray#28734). Here the value is the best epoch's, and every
     trial has the user attributes `trial_id` and `reason`. A sampler that has tried everything
-    (grid, brute force) ends the search; in Ray's it raises.
+    (grid, brute force) ends the search; with Ray's it goes round again. Side by side, Optuna's grid
+    may try a point twice that another slot is still trying.
 
     Args:
         space: As `convert_space` returns it.
@@ -78,11 +79,11 @@ class StudySearch(OptunaSearch):
         return unflatten_dict({**self._constants, **config})
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        score = float(result[self._goal.metric])
+        score, epoch = float(result[self._goal.metric]), epoch_of(result)
         # A trial that ended by itself brings its last result twice.
-        if math.isfinite(score) and result["epoch"] > self._last_epoch.get(trial_id, 0):
-            self._last_epoch[trial_id] = result["epoch"]
-            self._ot_trials[trial_id].report(score, result["epoch"])
+        if math.isfinite(score) and epoch > self._last_epoch.get(trial_id, 0):
+            self._last_epoch[trial_id] = epoch
+            self._ot_trials[trial_id].report(score, epoch)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -116,10 +117,13 @@ class StudySearch(OptunaSearch):
 
     def _tell(self, trial_id: str, state: TrialState, reason: str) -> None:
         study, trial = self._ot_study, self._ot_trials[trial_id]
-        trial.set_user_attr("reason", str(reason))
+        # `Study.get_trials` would read all of them, at the end of each.
         curve = study._storage.get_trial(trial._trial_id).intermediate_values
         best_epoch = self._goal.best_epoch(curve)
         value = None if best_epoch is None else curve[best_epoch]
+        if state == TrialState.COMPLETE and value is None:
+            state, reason = TrialState.FAIL, Reason.SILENT
+        trial.set_user_attr("reason", str(reason))
         with _stop_allowed(study):
             frozen = study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
         self._completed_trials.add(trial_id)

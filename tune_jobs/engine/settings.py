@@ -48,7 +48,7 @@ class Settings:
     name: str | None = None
     """Name of the sweep and of its folder; none: job and time."""
     keep_checkpoints: int = 10
-    """Trials that keep their checkpoints, the best ones."""
+    """Finished trials that keep their checkpoints, the best ones."""
     address: str | None = None
     """Address of a Ray cluster; none: the one this machine belongs to, else Ray starts here."""
 

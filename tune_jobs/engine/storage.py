@@ -1,19 +1,28 @@
-"""Where a sweep leaves its results: `new_folder`."""
+"""Where a sweep leaves its results: a new folder, here or at a URL."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pyarrow import fs
+
 from tune_jobs.engine.settings import SettingsError
 
-__all__ = ["new_folder", "storage_uri"]
+__all__ = ["downloaded", "is_url", "new_folder", "storage_uri"]
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
 
 
 def storage_uri(storage_path: str) -> str:
     """The path as Ray takes it: a URL as it is, a folder in full."""
-    return storage_path if "://" in storage_path else str(Path(storage_path).expanduser().resolve())
+    if is_url(storage_path):
+        return storage_path.rstrip("/")
+    return str(Path(storage_path).expanduser().resolve())
 
 
 @contextmanager
@@ -25,10 +34,27 @@ def new_folder(storage_path: str, name: str) -> Iterator[Path]:
     Raises:
         SettingsError: The name is taken, or the path cannot be written.
     """
-    if "://" in storage_path:
-        with tempfile.TemporaryDirectory() as local:
-            yield from _uploaded(Path(local), f"{storage_path.rstrip('/')}/{name}")
-        return
+    if is_url(storage_path):
+        yield from _new_remote_folder(storage_path, name)
+    else:
+        yield from _new_local_folder(storage_path, name)
+
+
+@contextmanager
+def downloaded(url: str) -> Iterator[Path]:
+    """A folder that holds a copy of the file at the URL, for as long as the context lasts.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    filesystem, path = fs.FileSystem.from_uri(url)
+    with tempfile.TemporaryDirectory() as folder:
+        with filesystem.open_input_stream(path) as file:
+            Path(folder, Path(path).name).write_bytes(file.readall())
+        yield Path(folder)
+
+
+def _new_local_folder(storage_path: str, name: str) -> Iterator[Path]:
     folder = Path(storage_uri(storage_path), name)
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -47,22 +73,34 @@ def new_folder(storage_path: str, name: str) -> Iterator[Path]:
         _remove_empty(created)
 
 
-def _uploaded(local: Path, url: str) -> Iterator[Path]:
-    from pyarrow import fs
-
+def _new_remote_folder(storage_path: str, name: str) -> Iterator[Path]:
+    url = f"{storage_uri(storage_path)}/{name}"
     try:
         filesystem, path = fs.FileSystem.from_uri(url)
-        taken = filesystem.get_file_info(path).type != fs.FileType.NotFound
+        if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+            _refuse_name(name, url)
+        filesystem.create_dir(path)
+        with filesystem.open_output_stream(f"{path}/.probe"):
+            pass
+        filesystem.delete_file(f"{path}/.probe")
     except (OSError, ValueError) as error:
         _refuse_path(url, str(error))
-    if taken:
-        _refuse_name(url.rpartition("/")[2], url)
+    local = Path(tempfile.mkdtemp())
     try:
         yield local
     finally:
         if any(local.iterdir()):
-            filesystem.create_dir(path)
-            fs.copy_files(str(local), path, destination_filesystem=filesystem)
+            _upload(local, filesystem, path, url)
+        elif not filesystem.get_file_info(fs.FileSelector(path)):
+            filesystem.delete_dir(path)
+        shutil.rmtree(local)
+
+
+def _upload(local: Path, filesystem: Any, path: str, url: str) -> None:
+    try:
+        fs.copy_files(str(local), path, destination_filesystem=filesystem)
+    except OSError as error:
+        raise OSError(f"the results could not be copied to {url}; they are in {local}.") from error
 
 
 def _remove_empty(folders: list[Path]) -> None:

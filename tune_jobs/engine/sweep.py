@@ -55,7 +55,7 @@ def run_sweep(
         space: A Tune search space, or a define-by-run function of an Optuna trial.
         metric: What is optimised; the name under which the model logs it.
         mode: "max" or "min".
-        objective: Maps a config to its score.
+        objective: Maps a config to its score; may report earlier ones with `ray.tune.report`.
         load_data: Maps the settings to the data, once, in the driver; it reaches the trials through
             Ray's object store, which shares NumPy arrays without a copy.
         make_model: Maps a config and the data to a LightningModule.
@@ -70,7 +70,7 @@ def run_sweep(
     """
     started = time.monotonic()
     goal = Goal(metric, mode)
-    recipe = _make_recipe(settings, objective, make_model, make_data, trainer_kwargs)
+    recipe = _make_recipe(settings, objective, load_data, make_model, make_data, trainer_kwargs)
     search_space = convert_space(space)
     source = _source_of(objective or make_model)
     job = source.stem if source else "sweep"
@@ -108,6 +108,7 @@ def run_sweep(
 def _make_recipe(
     settings: Settings,
     objective: Any,
+    load_data: Any,
     make_model: Any,
     make_data: Any,
     trainer_kwargs: Mapping[str, Any] | None,
@@ -115,6 +116,11 @@ def _make_recipe(
     if (objective is None) == (make_model is None or make_data is None):
         raise SettingsError("run_sweep takes either objective, or make_model and make_data.")
     if objective is not None:
+        if make_model or make_data or load_data or trainer_kwargs:
+            raise SettingsError(
+                "load_data, make_model, make_data and trainer_kwargs go with a LightningModule, "
+                "not with objective, which takes the config alone."
+            )
         return None
     if not isinstance(settings, LightningSettings):
         raise SettingsError(

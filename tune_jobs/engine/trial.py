@@ -46,7 +46,9 @@ ENGINE_KWARGS = {
     "max_epochs": "--max-epochs",
     "min_epochs": "--grace-epochs",
     "min_steps": "--grace-epochs",
+    "max_steps": "--max-epochs",
     "max_time": "--time-budget-s",
+    "fast_dev_run": "--max-epochs 1 and limit_train_batches",
     "enable_checkpointing": "--keep-checkpoints",
     "barebones": "the single options that it turns off",
 }
@@ -108,13 +110,11 @@ class OrderlyTrial:
 
     Ray gives a stopped training thread 2 s before its actor is used again, then marks the next
     trial ERROR without telling the searcher, which can hang the sweep (ray#29268); and the last
-    trial of a slot is not waited for at all, so that loggers lose their end. It also moves every
-    process into the trial's folder, where a user's relative paths lead nowhere, and leaves
+    trial of a slot is not waited for at all, so that loggers lose their end. It also leaves
     CUDA_VISIBLE_DEVICES alone for a trial without a GPU, which then sees them all.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
         if not self.trial_resources.required_resources.get("GPU"):  # type: ignore[attr-defined]
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         super().setup(config)  # type: ignore[misc]
@@ -140,12 +140,12 @@ class OrderlyTrial:
 def function_trial(
     objective: Callable[[dict[str, Any]], float], metric: str, resources: Resources
 ) -> Callable[[dict[str, Any]], None]:
-    """A trial that calls a plain function once; what it returns is the score of epoch 1."""
+    """A trial that calls a plain function once and reports what it returns."""
 
     def trial(config: dict[str, Any]) -> None:
         if resources.gpus:  # one without needs no torch, nor the seconds of its import
             prepare_device(resources)
-        tune.report({metric: float(objective(config)), "epoch": 1})
+        tune.report({metric: float(objective(config))})
 
     trial.__mixins__ = (OrderlyTrial,)  # type: ignore[attr-defined]
     return trial
@@ -162,13 +162,13 @@ def lightning_trial(
 
         seed_everything(settings.seed, workers=True, verbose=False)
         model = recipe.make_model(config, data)
-        report = _make_report_callback(lightning_package(model), metric)
+        pl = lightning_package(model)
+        report = _make_report_callback(pl, metric)
         # Callbacks keep state and the process serves many trials: each trial gets its own copies.
         kwargs = copy.deepcopy(dict(recipe.trainer_kwargs))
         kwargs["callbacks"] = [*_as_list(kwargs.get("callbacks")), report]
-        _name_versions(
-            _as_list(kwargs.get("logger")), Path(tune.get_context().get_trial_dir()).name
-        )
+        trial_folder = Path(tune.get_context().get_trial_dir()).name
+        _name_versions(pl, _as_list(kwargs.get("logger")), trial_folder)
         trainer = make_trainer(model, resources, max_epochs=settings.max_epochs, **kwargs)
         with tempfile.TemporaryDirectory() as folder:
             trainer.fit(model, recipe.make_data(config, data), ckpt_path=_resume_from(folder))
@@ -231,13 +231,13 @@ def _as_list(value: Any) -> list[Any]:
     return [value] if value else []
 
 
-def _name_versions(loggers: list[Any], trial_name: str) -> None:
+def _name_versions(pl: Any, loggers: list[Any], trial_folder: str) -> None:
     """Give each trial its own folder below a file logger's: side by side, two trials would both
     find the same next number free, and write over each other."""
     for logger in loggers:
-        is_of_files = type(logger).__name__ in ("CSVLogger", "TensorBoardLogger")
+        is_of_files = isinstance(logger, (pl.loggers.CSVLogger, pl.loggers.TensorBoardLogger))
         if is_of_files and logger._version is None:
-            logger._version = trial_name
+            logger._version = trial_folder
 
 
 def _resume_from(folder: str) -> str | None:
