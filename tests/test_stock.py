@@ -34,6 +34,7 @@ def _ray_with_two_logical_gpus() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _quiet_tune(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_CHDIR_TO_TRIAL_DIR", raising=False)  # which ours sets
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
@@ -163,7 +164,9 @@ def test_stock_finds_the_best_epoch_and_returns_the_last_checkpoint(tmp_path: Pa
         assert Path(folder, "epoch").read_text() == "3"  # ours: see the test of the epochs below
 
 
-def test_stock_does_not_say_what_was_logged_where_the_metric_is_mistyped(tmp_path: Path) -> None:
+def test_stock_trains_to_the_end_and_says_nothing_where_the_metric_is_mistyped(
+    tmp_path: Path,
+) -> None:
     def train(config: dict[str, Any]) -> None:
         import pytorch_lightning as pl
         from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
@@ -176,10 +179,9 @@ def test_stock_does_not_say_what_was_logged_where_the_metric_is_mistyped(tmp_pat
             callbacks=[TuneReportCheckpointCallback({"score": "scroe"}, on="validation_end")],
         ).fit(make_module(config), make_loaders(config))
 
-    with pytest.raises(Exception) as info:
-        raise fit_stock(train, tmp_path, num_trials=1)[0].error
-    assert "scroe" in str(info.value)
-    assert "it logs" not in str(info.value)
+    grid = fit_stock(train, tmp_path, num_trials=1)
+    assert grid.num_errors == 0
+    assert "score" not in grid[0].metrics
 
 
 def make_module(config: dict[str, Any], data: Any = None) -> Any:
