@@ -3,27 +3,13 @@
 import json
 import multiprocessing
 import tempfile
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tyro
 
+from benchmarks.peer_args import PeerArgs
+
 NUM_PROCESSES = 2
-
-
-@dataclass(frozen=True)
-class Args:
-    """Tune with plain Optuna and Lightning."""
-
-    trials: Path
-    """Where the list of {"config": ..., "epochs": n} is written."""
-    data_dir: Path
-    """Folder with torchvision's MNIST/raw."""
-    num_trials: int = 16
-    """Configs to try."""
-    max_epochs: int = 4
-    """Epochs a trial trains at most."""
 
 
 def make_study(folder: str) -> Any:
@@ -40,7 +26,7 @@ def make_study(folder: str) -> Any:
     )
 
 
-def work(folder: str, args: Args) -> None:
+def work(folder: str, args: PeerArgs) -> None:
     import optuna
     import pytorch_lightning as pl
     import torch
@@ -77,7 +63,7 @@ def work(folder: str, args: Args) -> None:
     make_study(folder).optimize(objective, n_trials=args.num_trials // NUM_PROCESSES)
 
 
-def main(args: Args) -> None:
+def main(args: PeerArgs) -> None:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         study = make_study(folder)
@@ -93,4 +79,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(PeerArgs, description=__doc__))

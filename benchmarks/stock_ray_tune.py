@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from benchmarks.peer_args import PeerArgs
 from tune_jobs.mnist import SEARCH_SPACE
-
-
-@dataclass(frozen=True)
-class Args:
-    """Tune with Ray's own parts."""
-
-    trials: Path
-    """Where the list of {"config": ..., "epochs": n} is written."""
-    data_dir: Path
-    """Folder with torchvision's MNIST/raw."""
-    num_trials: int = 16
-    """Configs to try."""
-    max_epochs: int = 4
-    """Epochs a trial trains at most."""
 
 
 def train(config: dict[str, Any], data_dir: Path, max_epochs: int) -> None:
@@ -44,7 +30,7 @@ def train(config: dict[str, Any], data_dir: Path, max_epochs: int) -> None:
     trainer.fit(UsualMLP(config), train_loader, val_loader)
 
 
-def main(args: Args) -> None:
+def main(args: PeerArgs) -> None:
     data_dir = args.data_dir.resolve()
     with tempfile.TemporaryDirectory() as folder:
         grid = tune.Tuner(
@@ -70,4 +56,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(PeerArgs, description=__doc__))

@@ -172,9 +172,7 @@ def collect_results(
     checkpoint, test = None, None
     if recipe is not None:
         checkpoint = _checkpoint_of(trial, best_epoch)
-        with checkpoint.as_directory() as checkpoint_folder:
-            content = Path(checkpoint_folder, CHECKPOINT_FILE).read_bytes()
-        (folder / "best.ckpt").write_bytes(content)
+        content = _copy_checkpoint(checkpoint, folder / "best.ckpt")
         test = _try_test(content, recipe, trial.config, data, resources)
     sweep = Sweep(
         path=path,
@@ -216,6 +214,13 @@ def _checkpoint_of(trial: Any, epoch: int | None) -> Checkpoint:
         if result.metrics["epoch"] == epoch:
             return result.checkpoint
     raise RuntimeError(f"trial {trial.trial_id} has no checkpoint of its best epoch, {epoch}.")
+
+
+def _copy_checkpoint(checkpoint: Checkpoint, file: Path) -> bytes:
+    with checkpoint.as_directory() as folder:
+        content = Path(folder, CHECKPOINT_FILE).read_bytes()
+    file.write_bytes(content)
+    return content
 
 
 def _try_test(
