@@ -158,7 +158,7 @@ def lightning_trial(
 
     def trial(config: dict[str, Any], data: Any) -> None:
         prepare_device(resources)
-        from lightning_fabric import seed_everything  # both Lightning packages stand on it
+        from lightning_fabric import seed_everything  # the seeds are global: for either package
 
         seed_everything(settings.seed, workers=True, verbose=False)
         model = recipe.make_model(config, data)
