@@ -175,6 +175,7 @@ def test_stock_trains_to_the_end_and_says_nothing_where_the_metric_is_mistyped(
             max_epochs=1,
             accelerator="cpu",
             logger=False,
+            default_root_dir=str(tmp_path),
             num_sanity_val_steps=0,
             callbacks=[TuneReportCheckpointCallback({"score": "scroe"}, on="validation_end")],
         ).fit(make_module(config), make_loaders(config))
