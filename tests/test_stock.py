@@ -167,22 +167,28 @@ def test_stock_finds_the_best_epoch_and_returns_the_last_checkpoint(tmp_path: Pa
 def test_stock_trains_to_the_end_and_says_nothing_where_the_metric_is_mistyped(
     tmp_path: Path,
 ) -> None:
+    train = train_with_rays_callback(
+        "scroe", max_epochs=1, logger=False, default_root_dir=str(tmp_path)
+    )
+    grid = fit_stock(train, tmp_path, num_trials=1)
+    assert grid.num_errors == 0
+    assert "score" not in grid[0].metrics
+
+
+def train_with_rays_callback(metric: str, **options: Any) -> Callable[[dict[str, Any]], None]:
+    """A trial as Ray's tutorials write it; it reports `metric` as "score"."""
+
     def train(config: dict[str, Any]) -> None:
         import pytorch_lightning as pl
         from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
 
-        pl.Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            logger=False,
-            default_root_dir=str(tmp_path),
-            num_sanity_val_steps=0,
-            callbacks=[TuneReportCheckpointCallback({"score": "scroe"}, on="validation_end")],
-        ).fit(make_module(config), make_loaders(config))
+        report = TuneReportCheckpointCallback({"score": metric}, on="validation_end")
+        trainer = pl.Trainer(
+            accelerator="cpu", num_sanity_val_steps=0, callbacks=[report], **options
+        )
+        trainer.fit(make_module(config), make_loaders(config))
 
-    grid = fit_stock(train, tmp_path, num_trials=1)
-    assert grid.num_errors == 0
-    assert "score" not in grid[0].metrics
+    return train
 
 
 def make_module(config: dict[str, Any], data: Any = None) -> Any:
@@ -227,18 +233,7 @@ def make_loaders(config: dict[str, Any], data: Any = None) -> Any:
 def test_stock_counts_validations_keeps_every_checkpoint_and_ours_counts_epochs_and_keeps_two(
     tmp_path: Path,
 ) -> None:
-    def train(config: dict[str, Any]) -> None:
-        import pytorch_lightning as pl
-        from ray.tune.integration.pytorch_lightning import TuneReportCheckpointCallback
-
-        pl.Trainer(
-            max_epochs=8,
-            accelerator="cpu",
-            check_val_every_n_epoch=2,
-            num_sanity_val_steps=0,
-            callbacks=[TuneReportCheckpointCallback({"score": "score"}, on="validation_end")],
-        ).fit(make_module(config), make_loaders(config))
-
+    train = train_with_rays_callback("score", max_epochs=8, check_val_every_n_epoch=2)
     (result,) = fit_stock(train, tmp_path, num_trials=1)
     assert result.metrics["score"] == 8.0
     assert result.metrics["training_iteration"] == 4  # for epoch 8

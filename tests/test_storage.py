@@ -7,9 +7,9 @@ import optuna
 import pytest
 from pyarrow import fs
 
-from tune_jobs.engine.results import copy_to_memory, load_study, study_storage
 from tune_jobs.engine.settings import SettingsError
 from tune_jobs.engine.storage import new_folder, storage_uri
+from tune_jobs.engine.study import copy_to_memory, load_study, study_storage
 
 
 def test_folder_is_made_with_its_parents(tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ def test_summary_says_all_that_a_finished_sweep_has_to() -> None:
     ]
 
 
+def test_trial_that_reported_nothing_is_counted_once_as_failed() -> None:
+    sweep = make_sweep(rows=[make_row(0, "FAIL", "reported nothing", 0)])
+    assert "0 finished, 0 stopped by ASHA, 1 failed\n" in format_summary(sweep)
+
+
 def test_winner_that_was_stopped_early_is_marked() -> None:
     assert "none was complete" in format_summary(make_sweep(best_state="PRUNED"))
 

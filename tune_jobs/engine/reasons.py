@@ -26,7 +26,8 @@ class Reason(StrEnum):
     @property
     def is_early(self) -> bool:
         """Whether the trial was stopped before it had shown what it is worth."""
-        return self not in (Reason.BY_ITSELF, Reason.LAST_EPOCH, Reason.GOOD_ENOUGH)
+        ended = (Reason.BY_ITSELF, Reason.LAST_EPOCH, Reason.GOOD_ENOUGH, Reason.SILENT)
+        return self not in ended
 
 
 def failure_of(trial: Any) -> BaseException | None:

@@ -21,11 +21,12 @@ from tune_jobs.engine.ending import SweepStopper
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.reasons import Reason
 from tune_jobs.engine.resources import Resources, plan_resources
-from tune_jobs.engine.results import Sweep, collect_results, study_storage
+from tune_jobs.engine.results import Sweep, collect_results
 from tune_jobs.engine.scheduler import ASHA, EpochScheduler
 from tune_jobs.engine.search import SearchSpace, Space, StudySearch, convert_space
 from tune_jobs.engine.settings import LightningSettings, Settings, SettingsError
 from tune_jobs.engine.storage import new_folder, storage_uri
+from tune_jobs.engine.study import study_storage
 from tune_jobs.engine.summary import print_trial
 from tune_jobs.engine.trial import Recipe, function_trial, lightning_trial
 
@@ -90,6 +91,8 @@ def run_sweep(
             trainable = function_trial(objective, metric, resources)
         else:
             trainable = _make_lightning_trainable(recipe, goal, settings, resources, data)
+            # While the trials do the same: the winner is tested in this process.
+            _import_in_background("pytorch_lightning")
         grid = _run_trials(trainable, study, search_space, goal, settings, resources)
         return collect_results(
             settings,
@@ -134,10 +137,12 @@ def _make_lightning_trainable(
 ) -> Any:
     assert recipe is not None
     assert isinstance(settings, LightningSettings)
-    # While the trials do the same: the winner is tested in this process.
-    threading.Thread(target=importlib.import_module, args=["pytorch_lightning"]).start()
     trial = lightning_trial(recipe, goal.metric, settings, resources)
     return tune.with_parameters(trial, data=data)
+
+
+def _import_in_background(module: str) -> None:
+    threading.Thread(target=importlib.import_module, args=[module]).start()
 
 
 def _run_trials(
