@@ -1,12 +1,11 @@
 """The scheduler, held against Ray's own where that one is right and where it is not."""
 
 import math
-import pickle
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from tune_jobs.engine.goal import Goal
@@ -17,6 +16,7 @@ CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 class FakeTrial:
     pickled_error_file: str | None = None
+    status = Trial.RUNNING
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
@@ -79,7 +79,7 @@ def test_asha_decides_as_the_stock_one_on_finite_curves_without_gaps(
                 scheduler.on_trial_complete(None, trial, result)
             del running[trial.trial_id]
     assert STOP in decisions
-    assert max_epochs == 1 or set(ours.reasons.values()) == {"asha", "last epoch"}
+    assert max_epochs == 1 or set(ours.endings.reasons.values()) == {"asha", "last epoch"}
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
@@ -88,7 +88,7 @@ def test_asha_stops_a_trial_that_diverges(mode: str, score: float) -> None:
     asha = ASHA(Goal("score", mode), max_epochs=10)
     (trial,) = add(asha, "t")
     assert report(asha, trial, 1, score) == STOP
-    assert asha.reasons == {"t": "nan"}
+    assert asha.endings.reasons == {"t": "nan"}
     assert all(not recorded for recorded in asha.rungs.values())
 
 
@@ -103,7 +103,7 @@ def test_nan_at_the_last_epoch_is_no_completed_trial() -> None:
     asha = ASHA(Goal("score", "max"), max_epochs=3)
     (trial,) = add(asha, "t")
     assert report(asha, trial, 3, math.nan) == STOP
-    assert asha.reasons == {"t": "nan"}
+    assert asha.endings.reasons == {"t": "nan"}
 
 
 def test_asha_ignores_lower_rungs_when_results_skip_a_milestone() -> None:
@@ -140,7 +140,7 @@ def test_asha_spares_trials_before_the_first_rung() -> None:
     for epoch in (1, 2, 3):
         assert report(asha, worst, epoch, -1.0) == CONTINUE
     assert report(asha, worst, 4, -1.0) == STOP
-    assert asha.reasons == {"worst": "asha"}
+    assert asha.endings.reasons == {"worst": "asha"}
 
 
 def test_asha_stops_what_is_worse_in_either_mode() -> None:
@@ -149,7 +149,7 @@ def test_asha_stops_what_is_worse_in_either_mode() -> None:
         first, second = add(asha, "first", "second")
         assert report(asha, first, 1, good) == CONTINUE
         assert report(asha, second, 1, bad) == STOP
-        assert asha.reasons == {"second": "asha"}
+        assert asha.endings.reasons == {"second": "asha"}
 
 
 def test_no_rung_is_lost_to_rounding() -> None:
@@ -181,7 +181,7 @@ def test_trial_ends_at_its_last_epoch(kind: type[EpochScheduler]) -> None:
     (trial,) = add(scheduler, "t")
     assert [report(scheduler, trial, epoch, 0.5) for epoch in (1, 2)] == [CONTINUE, CONTINUE]
     assert report(scheduler, trial, 3, 0.5) == STOP
-    assert scheduler.reasons == {"t": "last epoch"}
+    assert scheduler.endings.reasons == {"t": "last epoch"}
 
 
 def test_trial_at_its_last_epoch_is_complete_even_if_it_loses_its_rung() -> None:
@@ -189,7 +189,7 @@ def test_trial_at_its_last_epoch_is_complete_even_if_it_loses_its_rung() -> None
     best, worst = add(asha, "best", "worst")
     report(asha, best, 3, 0.9)
     assert report(asha, worst, 3, 0.1) == STOP
-    assert asha.reasons["worst"] == "last epoch"
+    assert asha.endings.reasons["worst"] == "last epoch"
     assert asha.rungs[3] == {"best": 0.9, "worst": 0.1}
 
 
@@ -197,7 +197,7 @@ def test_epoch_scheduler_without_last_epoch_lets_trials_run() -> None:
     scheduler = EpochScheduler(Goal("score", "max"))
     (trial,) = add(scheduler, "t")
     assert report(scheduler, trial, 10_000, 0.5) == CONTINUE
-    assert scheduler.reasons == {}
+    assert scheduler.endings.reasons == {}
 
 
 @pytest.mark.parametrize("kind", [ASHA, EpochScheduler])
@@ -209,7 +209,7 @@ def test_score_that_is_good_enough_ends_the_trial_then_the_sweep(
     (trial,) = add(scheduler, "t")
     assert report(scheduler, trial, 1, almost) == CONTINUE
     assert report(scheduler, trial, 2, enough) == STOP
-    assert scheduler.reasons == {"t": "stop_at"}
+    assert scheduler.endings.reasons == {"t": "stop_at"}
     assert not scheduler.reached  # else the sweep would end before this result is recorded
     scheduler.on_trial_complete(None, trial, {"epoch": 2, "score": enough})
     assert scheduler.reached
@@ -223,21 +223,59 @@ def test_trial_that_ends_otherwise_does_not_end_the_sweep() -> None:
     assert not scheduler.reached
 
 
-def test_reason_of_a_failed_trial_is_its_exception(tmp_path: Path) -> None:
-    def die(trial_id: str, error: Exception) -> FakeTrial:
-        trial = FakeTrial(trial_id)
-        trial.pickled_error_file = str(tmp_path / trial_id)
-        Path(trial.pickled_error_file).write_bytes(pickle.dumps(error))
-        return trial
+def test_result_is_recorded_with_the_decision_before_anything_acts_on_it() -> None:
+    recorded: list[Any] = []
+    asha = ASHA(
+        Goal("score", "max"),
+        max_epochs=10,
+        record=lambda trial_id, score, result, reason: recorded.append(
+            (trial_id, score, result["epoch"], reason, dict(asha.endings.reasons))
+        ),
+    )
+    good, bad = add(asha, "good", "bad")
+    report(asha, good, 1, 0.9)
+    report(asha, bad, 1, 0.1)
+    assert recorded == [("good", 0.9, 1, None, {}), ("bad", 0.1, 1, "asha", {})]
 
+
+def test_rungs_are_rebuilt_from_the_curves_whatever_their_order() -> None:
+    rng = random.Random(0)
+    asha = ASHA(Goal("score", "min"), max_epochs=9)
+    curves: dict[str, dict[int, float]] = {}
+    for trial in add(asha, *[f"t{number}" for number in range(20)]):
+        curve = curves.setdefault(trial.trial_id, {})
+        for epoch in range(1, 10):
+            curve[epoch] = rng.random()
+            if report(asha, trial, epoch, curve[epoch]) == STOP:
+                break
+    again = ASHA(Goal("score", "min"), max_epochs=9)
+    for trial_id in reversed(curves):
+        again.replay(trial_id, curves[trial_id])
+    assert again.rungs == asha.rungs
+    assert again.endings.reasons == {}
+
+
+def test_epoch_that_is_trained_again_replaces_what_its_rung_held() -> None:
+    asha = ASHA(Goal("score", "max"), max_epochs=9)
+    (trial,) = add(asha, "t")
+    for epoch, score in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)):
+        report(asha, trial, epoch, score)
+    for epoch, score in ((3, 0.35), (4, 0.45)):  # its process died at epoch 2's checkpoint
+        report(asha, trial, epoch, score)
+    assert asha.rungs == {1: {"t": 0.1}, 3: {"t": 0.35}, 9: {}}
+
+
+def test_sweep_whose_score_was_good_enough_has_reached_it_again() -> None:
+    scheduler = EpochScheduler(Goal("score", "max"), stop_at=0.9)
+    scheduler.replay("t", {1: 0.5})
+    assert not scheduler.reached
+    scheduler.replay("u", {1: 0.95})
+    assert scheduler.reached
+
+
+def test_trial_that_goes_on_after_its_process_died_has_not_failed() -> None:
     scheduler = EpochScheduler(Goal("score", "max"))
-    scheduler.on_trial_error(None, die("plain", ZeroDivisionError("x")))
-    wrapped = RuntimeError("task failed")
-    wrapped.cause = KeyError("lr")  # type: ignore[attr-defined] # as Ray's RayTaskError has it
-    scheduler.on_trial_error(None, die("wrapped", wrapped))
-    scheduler.on_trial_error(None, FakeTrial("unknown"))
-    assert scheduler.reasons == {
-        "plain": "ZeroDivisionError",
-        "wrapped": "KeyError",
-        "unknown": "error",
-    }
+    trial = FakeTrial("t")
+    trial.status = Trial.ERROR  # as Tune has it when it puts the trial back into its queue
+    scheduler.on_trial_error(None, trial)
+    assert scheduler.endings.failures == {}

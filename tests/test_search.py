@@ -1,34 +1,79 @@
 """The search, driven by hand as Tune drives it, held against Ray's own."""
 
 import math
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import optuna
 import pytest
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.reasons import Reason
+from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
+from tune_jobs.engine.record import Record, error_of, is_failed
 from tune_jobs.engine.search import StudySearch, convert_space
 from tune_jobs.engine.settings import SettingsError
+from tune_jobs.engine.study import STUDY_FILE
 
 SPACE = {"lr": tune.loguniform(1e-4, 1e-1), "layers": tune.choice([2, 3])}
 
 
-def make_search(
-    mode: str = "max", reasons: dict[str, str] | None = None, **kwargs: Any
-) -> tuple[StudySearch, optuna.Study]:
-    study = optuna.create_study(
-        study_name="sweep",
-        direction="maximize" if mode == "max" else "minimize",
-        sampler=optuna.samplers.RandomSampler(seed=0),
-    )
-    space, goal = convert_space(kwargs.pop("space", SPACE)), Goal("score", mode)
-    return StudySearch(space, goal, study, reasons or {}, **kwargs), study
+class Driven:
+    """A search with its scheduler's endings, driven by hand as Tune and the scheduler drive it."""
+
+    def __init__(self, folder: Path, mode: str = "max", **kwargs: Any) -> None:
+        goal = Goal("score", mode)
+        if (folder / STUDY_FILE).exists():
+            self.record = Record.open(folder, Event())
+        else:
+            self.record = Record.create(folder, "sweep", goal, Event())
+        self.endings = Endings()
+        space = convert_space(kwargs.pop("space", SPACE))
+        sampler = kwargs.pop("sampler", None) or optuna.samplers.RandomSampler()
+        self.search = StudySearch(space, goal, self.record, sampler, 0, self.endings, **kwargs)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """What is recorded."""
+        return self.record.study.get_trials()
+
+    @property
+    def shown(self) -> list[FrozenTrial]:
+        """What the sampler is shown."""
+        return self.search._ot_study.get_trials()
+
+    def report(self, trial_id: str, *scores: float, reason: Reason | None = None) -> None:
+        """Report epoch by epoch; the reason goes with the last."""
+        for epoch, score in enumerate(scores, 1):
+            stop = reason if epoch == len(scores) else None
+            self.record.report(trial_id, score, result(epoch, score), stop)
+            if stop is None:
+                self.search.on_trial_result(trial_id, result(epoch, score))
+            else:
+                self.endings.reasons[trial_id] = stop
+
+    def run(self, trial_id: str, *scores: float, reason: Reason | None = None) -> FrozenTrial:
+        """A whole trial."""
+        self.search.suggest(trial_id)
+        self.report(trial_id, *scores, reason=reason)
+        last = result(len(scores), scores[-1], done=True) if scores else None
+        self.search.on_trial_complete(trial_id, last)
+        return self.record.trial(trial_id)
+
+    def fail(self, trial_id: str, *scores: float, failure: Failure) -> FrozenTrial:
+        """A whole trial that dies."""
+        self.search.suggest(trial_id)
+        self.report(trial_id, *scores)
+        self.endings.failures[trial_id] = failure
+        self.search.on_trial_complete(trial_id, None, error=True)
+        return self.record.trial(trial_id)
 
 
 def make_stock() -> OptunaSearch:
@@ -51,41 +96,37 @@ def drive(search: OptunaSearch, trial_id: str, *scores: float, twice: bool = Fal
     search.on_trial_complete(trial_id, last)
 
 
-def test_suggested_config_is_the_trial_of_the_study() -> None:
-    search, study = make_search()
-    config = search.suggest("abc")
-    (trial,) = study.get_trials()
-    assert config == trial.params
+def test_suggested_config_is_the_trial_of_the_study(tmp_path: Path) -> None:
+    driven = Driven(tmp_path)
+    config = driven.search.suggest("abc")
+    (trial,) = driven.trials
+    assert config == trial.params == driven.search.config_of(trial)
     assert config.keys() == SPACE.keys()
     assert trial.user_attrs["trial_id"] == "abc"
     assert trial.state == TrialState.RUNNING
 
 
-def test_define_by_run_space_is_searched() -> None:
+def test_define_by_run_space_is_searched(tmp_path: Path) -> None:
     def space(trial: optuna.Trial) -> dict[str, Any]:
         trial.suggest_float("x", 0, 1)
         return {"constant": 7}
 
-    search, study = make_search(space=space)
-    config = search.suggest("t")
-    assert config == {"constant": 7, "x": study.get_trials()[0].params["x"]}
-
-
-def test_study_keeps_its_own_name() -> None:
-    search, study = make_search()
-    assert search._ot_study is study
-    assert study.study_name == "sweep"
+    driven = Driven(tmp_path, space=space)
+    config = driven.search.suggest("t")
+    assert config == {"constant": 7, "x": driven.trials[0].params["x"]}
+    assert driven.search.config_of(driven.trials[0]) == config
 
 
 @pytest.mark.parametrize(("mode", "best"), [("max", 0.9), ("min", 0.2)])
-def test_complete_trial_has_its_best_epochs_value(mode: str, best: float) -> None:
-    search, study = make_search(mode, {"t": "last epoch"})
-    drive(search, "t", 0.5, 0.9, 0.2, 0.7)
-    (trial,) = study.get_trials()
-    assert trial.state == TrialState.COMPLETE
-    assert trial.value == study.best_value == best
-    assert trial.intermediate_values == {1: 0.5, 2: 0.9, 3: 0.2, 4: 0.7}
-    assert trial.user_attrs == {"trial_id": "t", "reason": "last epoch"}
+def test_complete_trial_has_its_best_epochs_value(mode: str, best: float, tmp_path: Path) -> None:
+    driven = Driven(tmp_path, mode)
+    driven.run("t", 0.5, 0.9, 0.2, 0.7, reason=Reason.LAST_EPOCH)
+    for (trial,) in (driven.trials, driven.shown):
+        assert trial.state == TrialState.COMPLETE
+        assert trial.value == best
+        assert trial.intermediate_values == {1: 0.5, 2: 0.9, 3: 0.2, 4: 0.7}
+    assert driven.record.study.best_value == best
+    assert driven.trials[0].user_attrs == {"trial_id": "t", "reason": "last epoch"}
 
 
 def test_stock_search_tells_the_last_epochs_value() -> None:
@@ -96,15 +137,15 @@ def test_stock_search_tells_the_last_epochs_value() -> None:
     assert trial.intermediate_values == {1: 0.5, 2: 0.9}
 
 
-def test_trial_stopped_by_asha_is_pruned_with_its_whole_curve() -> None:
-    search, study = make_search(reasons={"t": "asha"})
-    drive(search, "t", 0.5, 0.4, 0.3)
-    (trial,) = study.get_trials()
-    assert trial.state == TrialState.PRUNED
-    assert trial.intermediate_values == {1: 0.5, 2: 0.4, 3: 0.3}
-    assert trial.user_attrs["reason"] == "asha"
+def test_trial_stopped_by_asha_is_pruned_with_its_whole_curve(tmp_path: Path) -> None:
+    driven = Driven(tmp_path)
+    driven.run("t", 0.5, 0.4, 0.3, reason=Reason.ASHA)
+    for (trial,) in (driven.trials, driven.shown):
+        assert (trial.state, trial.value) == (TrialState.PRUNED, 0.3)
+        assert trial.intermediate_values == {1: 0.5, 2: 0.4, 3: 0.3}
+    assert driven.trials[0].user_attrs["reason"] == "asha"
     with pytest.raises(ValueError, match="No trials are completed"):
-        _ = study.best_trial
+        _ = driven.record.study.best_trial
 
 
 def test_stock_search_tells_a_stopped_trial_as_complete_without_its_last_score() -> None:
@@ -116,19 +157,19 @@ def test_stock_search_tells_a_stopped_trial_as_complete_without_its_last_score()
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
-def test_diverged_trial_is_pruned_with_its_finite_curve(score: float) -> None:
-    search, study = make_search(reasons={"t": "nan"})
-    drive(search, "t", 0.5, score)
-    (trial,) = study.get_trials()
-    assert trial.state == TrialState.PRUNED
-    assert trial.intermediate_values == {1: 0.5}
+def test_diverged_trial_is_recorded_with_its_finite_curve_and_shown_without(
+    score: float, tmp_path: Path
+) -> None:
+    driven = Driven(tmp_path)
+    driven.run("t", 0.5, score, reason=Reason.NAN)
+    (trial,), (shown,) = driven.trials, driven.shown
+    assert (trial.state, trial.intermediate_values) == (TrialState.PRUNED, {1: 0.5})
     assert trial.user_attrs["reason"] == "nan"
+    assert (shown.state, shown.value, shown.intermediate_values) == (TrialState.PRUNED, None, {})
 
 
-def test_trial_that_only_reports_nan_is_pruned_without_a_value() -> None:
-    search, study = make_search(reasons={"t": "nan"})
-    drive(search, "t", math.nan)
-    (trial,) = study.get_trials()
+def test_trial_that_only_reports_nan_is_pruned_without_a_value(tmp_path: Path) -> None:
+    trial = Driven(tmp_path).run("t", math.nan, reason=Reason.NAN)
     assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.PRUNED, None, {})
 
 
@@ -139,82 +180,136 @@ def test_stock_search_leaves_a_trial_with_nan_running() -> None:
     assert trial.state == TrialState.RUNNING
 
 
-def test_failed_trial_is_told_as_failed() -> None:
-    search, study = make_search(reasons={"t": "ZeroDivisionError"})
-    search.suggest("t")
-    search.on_trial_result("t", result(1, 0.5))
-    search.on_trial_complete("t", None, error=True)
-    (trial,) = study.get_trials()
-    assert (trial.state, trial.value) == (TrialState.FAIL, None)
-    assert trial.user_attrs["reason"] == "ZeroDivisionError"
-    assert trial.intermediate_values == {1: 0.5}
+OOM = Failure(Reason.OUT_OF_MEMORY, Blame.TRIAL, "out of memory; try more", "Traceback ...")
 
 
-def test_last_result_that_comes_twice_is_recorded_once() -> None:
-    search, study = make_search()
-    drive(search, "t", 0.5, 0.6, twice=True)
-    (trial,) = study.get_trials()
-    assert trial.state == TrialState.COMPLETE
-    assert trial.intermediate_values == {1: 0.5, 2: 0.6}
+def test_failed_trial_is_recorded_with_its_curve_and_shown_pruned_without_values(
+    tmp_path: Path,
+) -> None:
+    driven = Driven(tmp_path)
+    trial = driven.fail("t", 0.5, 0.9, failure=OOM)
+    assert (trial.state, trial.intermediate_values) == (TrialState.PRUNED, {1: 0.5, 2: 0.9})
+    assert is_failed(trial)
+    assert error_of(trial) == "Traceback ..."
+    assert trial.user_attrs["reason"] == "oom"
+    assert trial.user_attrs["error"] == "out of memory; try more"
+    (shown,) = driven.shown
+    assert (shown.state, shown.value, shown.intermediate_values) == (TrialState.PRUNED, None, {})
 
 
-def test_trial_that_reached_the_score_that_is_good_enough_is_complete() -> None:
-    search, study = make_search(reasons={"t": "stop_at"})
-    drive(search, "t", 0.5, 0.95)
-    (trial,) = study.get_trials()
+def test_stock_search_tells_a_crash_as_fail() -> None:
+    stock = make_stock()
+    stock.suggest("t")
+    stock.on_trial_complete("t", None, error=True)
+    assert stock._ot_study.get_trials()[0].state == TrialState.FAIL  # which samplers leave out
+
+
+def test_sampler_keeps_away_from_where_trials_crashed(tmp_path: Path) -> None:
+    def num_crashes(search: OptunaSearch, crash: Callable[[str], None]) -> int:
+        crashes = 0
+        for number in range(60):
+            x = search.suggest(str(number))["x"]
+            if x > 0.5:
+                crashes += 1
+                crash(str(number))
+            else:
+                report_score(search, str(number), x)
+        return crashes
+
+    def report_score(search: OptunaSearch, trial_id: str, x: float) -> None:
+        if search is driven.search:
+            driven.report(trial_id, x)
+        search.on_trial_complete(trial_id, result(1, x, done=True))
+
+    def crash_ours(trial_id: str) -> None:
+        # after better and more epochs than any trial that did not crash
+        driven.report(trial_id, 2.0, 3.0, 4.0)
+        driven.endings.failures[trial_id] = OOM
+        driven.search.on_trial_complete(trial_id, None, error=True)
+
+    space = {"x": tune.uniform(0, 1)}
+    driven = Driven(tmp_path, space=space, sampler=optuna.samplers.TPESampler())
+    stock = OptunaSearch(
+        OptunaSearch.convert_search_space(space), metric="score", mode="max", seed=0
+    )
+    ours = num_crashes(driven.search, crash_ours)
+    theirs = num_crashes(stock, lambda trial_id: stock.on_trial_complete(trial_id, error=True))
+    assert ours < theirs
+
+
+def test_trial_whose_storage_failed_has_not_ended(tmp_path: Path) -> None:
+    full = Failure("OSError", Blame.STORAGE, "no space left on device")
+    assert Driven(tmp_path).fail("t", 0.5, failure=full).state == TrialState.RUNNING
+
+
+def test_trial_that_ends_by_itself_is_complete(tmp_path: Path) -> None:
+    trial = Driven(tmp_path).run("t", 0.5, 0.6)
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.6)
+
+
+def test_trial_that_ends_and_has_reported_nothing_has_failed(tmp_path: Path) -> None:
+    trial = Driven(tmp_path).run("t")
+    assert trial.state == TrialState.PRUNED
+    assert is_failed(trial)
+    assert trial.user_attrs["reason"] == "reported nothing"
+
+
+def test_trial_that_reached_the_score_that_is_good_enough_is_complete(tmp_path: Path) -> None:
+    trial = Driven(tmp_path).run("t", 0.5, 0.95, reason=Reason.GOOD_ENOUGH)
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.95)
 
 
-def test_unfinished_trials_are_pruned_and_finished_ones_left() -> None:
-    search, study = make_search()
-    drive(search, "done", 0.5)
-    search.suggest("cut")
-    search.on_trial_result("cut", result(1, 0.8))
-    search.suggest("new")
-    search.tell_unfinished(Reason.TIME_BUDGET)
-    done, cut, new = study.get_trials()
+def test_unfinished_trials_are_pruned_and_finished_ones_left(tmp_path: Path) -> None:
+    driven = Driven(tmp_path)
+    driven.run("done", 0.5)
+    driven.search.suggest("cut")
+    driven.report("cut", 0.8)
+    driven.search.suggest("new")
+    driven.search.end_unfinished(Reason.OTHER_GOOD_ENOUGH)
+    done, cut, new = driven.trials
     assert [t.state for t in (done, cut, new)] == [
         TrialState.COMPLETE,
         TrialState.PRUNED,
         TrialState.PRUNED,
     ]
-    assert cut.user_attrs["reason"] == new.user_attrs["reason"] == "time budget"
+    assert cut.user_attrs["reason"] == new.user_attrs["reason"] == "another reached stop_at"
     assert cut.intermediate_values == {1: 0.8}
-    assert study.best_value == 0.5
+    assert driven.record.study.best_value == 0.5
 
 
-def test_trial_is_told_once_however_often_it_ends() -> None:
+def test_trial_is_told_once_however_often_it_ends(tmp_path: Path) -> None:
     ended: list[int] = []
-    search, study = make_search(on_trial_end=lambda study, trial: ended.append(trial.number))
-    drive(search, "t", 0.5)
-    search.on_trial_complete("t", result(2, 0.9, done=True))
-    search.tell_unfinished(Reason.TIME_BUDGET)
+    driven = Driven(tmp_path, on_trial_end=lambda trial: ended.append(trial.number))
+    driven.run("t", 0.5)
+    driven.search.on_trial_complete("t", result(2, 0.9, done=True))
+    driven.search.end_unfinished(Reason.OTHER_GOOD_ENOUGH)
     assert ended == [0]
-    assert study.best_value == 0.5
+    assert driven.record.study.best_value == 0.5
 
 
-def test_end_of_each_trial_is_announced_with_its_final_state() -> None:
+def test_end_of_each_trial_is_announced_with_its_final_state(tmp_path: Path) -> None:
     ended: list[tuple[int, str]] = []
 
-    def announce(study: optuna.Study, trial: FrozenTrial) -> None:
+    def announce(trial: FrozenTrial) -> None:
         ended.append((trial.number, trial.state.name))
 
-    search, _ = make_search(reasons={"b": "asha"}, on_trial_end=announce)
-    drive(search, "a", 0.5)
-    drive(search, "b", 0.1)
+    driven = Driven(tmp_path, on_trial_end=announce)
+    driven.run("a", 0.5)
+    driven.run("b", 0.1, reason=Reason.ASHA)
     assert ended == [(0, "COMPLETE"), (1, "PRUNED")]
 
 
-def test_constants_of_the_space_are_in_every_config_also_nested() -> None:
+def test_constants_of_the_space_are_in_every_config_also_nested(tmp_path: Path) -> None:
     space = {"lr": tune.uniform(0, 1), "batch_size": 32, "model": {"layers": tune.choice([2])}}
     space["model"]["name"] = "mlp"
-    search, study = make_search(space=space)
-    config = search.suggest("t")
+    driven = Driven(tmp_path, space=space)
+    config = driven.search.suggest("t")
     assert config == {
-        "lr": study.get_trials()[0].params["lr"],
+        "lr": driven.trials[0].params["lr"],
         "batch_size": 32,
         "model": {"layers": 2, "name": "mlp"},
     }
+    assert driven.search.config_of(driven.trials[0]) == config
 
 
 def test_stock_conversion_drops_constants() -> None:
@@ -243,18 +338,28 @@ def test_space_that_cannot_be_searched_is_refused(space: dict[str, Any], message
 
 
 @pytest.mark.parametrize("sampler_type", ["grid", "brute force"])
-def test_sampler_that_has_tried_everything_ends_the_search(sampler_type: str) -> None:
-    search, study = make_search(space={"x": tune.choice([1, 2])})
-    if sampler_type == "grid":
-        study.sampler = optuna.samplers.GridSampler({"x": [1, 2]}, seed=0)
-    else:
-        with pytest.warns(optuna.exceptions.ExperimentalWarning):
-            study.sampler = optuna.samplers.BruteForceSampler(seed=0)
-    drive(search, "a", 0.5)
-    drive(search, "b", 0.6)
-    assert search.suggest("c") == Searcher.FINISHED
-    assert [t.state for t in study.get_trials()] == [TrialState.COMPLETE] * 2
-    assert sorted(t.params["x"] for t in study.get_trials()) == [1, 2]
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_sampler_that_has_tried_everything_ends_the_search(
+    sampler_type: str, is_resumed: bool, tmp_path: Path
+) -> None:
+    def make_driven() -> Driven:
+        if sampler_type == "grid":
+            sampler: Any = optuna.samplers.GridSampler({"x": [1, 2]}, seed=0)
+        else:
+            with pytest.warns(optuna.exceptions.ExperimentalWarning):
+                sampler = optuna.samplers.BruteForceSampler(seed=0)
+        return Driven(tmp_path, space={"x": tune.choice([1, 2])}, sampler=sampler)
+
+    driven = make_driven()
+    driven.run("a", 0.5)
+    if is_resumed:
+        driven = make_driven()
+    driven.run("b", 0.6)
+    if is_resumed:
+        driven = make_driven()
+    assert driven.search.suggest("c") == Searcher.FINISHED
+    assert [t.state for t in driven.trials] == [TrialState.COMPLETE] * 2
+    assert sorted(t.params["x"] for t in driven.trials) == [1, 2]
 
 
 def test_stock_search_raises_when_its_sampler_has_tried_everything() -> None:
@@ -265,17 +370,66 @@ def test_stock_search_raises_when_its_sampler_has_tried_everything() -> None:
     assert stock.suggest("b") is not None  # and goes on with what it has tried
 
 
-def test_snapshot_of_a_define_by_run_search_is_saved_and_restored(tmp_path: Path) -> None:
+def test_snapshot_of_a_define_by_run_search_can_be_saved(tmp_path: Path) -> None:
     def space(trial: optuna.Trial) -> None:
         trial.suggest_float("x", 0, 1)
 
-    search, _ = make_search(space=space)
-    search.save(str(tmp_path / "state"))
-    search.restore(str(tmp_path / "state"))
-    assert search.suggest("t") is not None
+    driven = Driven(tmp_path, space=space)
+    driven.search.save(str(tmp_path / "state"))
+    assert driven.search.suggest("t") is not None
     stock = OptunaSearch(space, metric="score", mode="max")
     with pytest.raises(AttributeError, match="pickle local object"):
         stock.save(str(tmp_path / "stock"))
+
+
+def test_record_goes_with_the_snapshots_where_results_go_to_a_url(tmp_path: Path) -> None:
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    driven = Driven(tmp_path, goes_with_snapshots=True)
+    driven.run("t", 0.5)
+    driven.search.save(str(staging / "state"))
+    assert (staging / STUDY_FILE).read_bytes() == driven.record.file.read_bytes()
+
+
+SAMPLERS: dict[str, Callable[[], BaseSampler]] = {
+    "tpe": lambda: optuna.samplers.TPESampler(n_startup_trials=3),
+    "random": optuna.samplers.RandomSampler,
+    "nsga2": lambda: optuna.samplers.NSGAIISampler(population_size=3),
+    "qmc": lambda: quiet(optuna.samplers.QMCSampler),
+}
+
+
+def quiet(make: Callable[..., Any]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(seed=0)
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "nsga2", "qmc"])
+def test_search_that_was_killed_at_any_trial_draws_what_one_draws_that_was_not(
+    name: str, tmp_path: Path
+) -> None:
+    def draw(folder: Path, kill_before: set[int]) -> list[dict[str, Any]]:
+        folder.mkdir()
+        driven = Driven(folder, sampler=SAMPLERS[name]())
+        for number in range(12):
+            if number in kill_before:  # nothing but the record is left
+                driven = Driven(folder, sampler=SAMPLERS[name]())
+            trial_id = str(number)
+            score = float(driven.search.suggest(trial_id)["lr"])
+            driven.report(trial_id, score, reason=Reason.ASHA if number % 3 else None)
+            driven.search.on_trial_complete(trial_id, result(1, score, done=True))
+        return [trial.params for trial in driven.trials]
+
+    assert draw(tmp_path / "killed", {1, 4, 5, 9}) == draw(tmp_path / "whole", set())
+
+
+def test_stock_search_without_its_snapshot_tries_its_first_config_again() -> None:
+    killed = make_stock()
+    first = killed.suggest("a")
+    anew = make_stock()  # the same seed and all that is in the database, but no snapshot
+    anew._ot_study.add_trials(killed._ot_study.get_trials())
+    assert anew.suggest("b") == first
 
 
 def test_stock_searches_in_one_storage_mix_and_take_over_the_direction() -> None:

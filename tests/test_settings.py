@@ -93,6 +93,11 @@ def test_every_setting_round_trips_through_the_command_line() -> None:
         storage_path="s3://bucket/results",
         name="mine",
         keep_checkpoints=2,
+        resume=True,
+        retry_failed=True,
+        max_failures=0,
+        warm_start="other",
+        enqueue="configs.json",
         address="ray://head:10001",
         max_epochs=9,
         grace_epochs=2,
@@ -106,6 +111,7 @@ def test_every_setting_round_trips_through_the_command_line() -> None:
         text
         for name, value in values.items()
         for text in ("--" + name.replace("_", "-"), str(value))
+        if text != "True"  # a flag stands alone
     ]
     assert parse_settings(LightningSettings, "a job", args) == wanted
 

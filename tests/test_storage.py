@@ -1,6 +1,5 @@
 """The sweep's folder: made once, taken away when nothing was spent."""
 
-import shutil
 from pathlib import Path
 
 import optuna
@@ -8,15 +7,16 @@ import pytest
 from pyarrow import fs
 
 from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.storage import new_folder, storage_uri
+from tune_jobs.engine.storage import SweepFolder, new_folder, old_folder, storage_uri
 from tune_jobs.engine.study import copy_to_memory, load_study, study_storage
 
 
 def test_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     with new_folder(str(tmp_path / "a" / "b"), "s") as folder:
-        assert folder == tmp_path / "a" / "b" / "s"
-        (folder / "study.log").touch()
-    assert (folder / "study.log").exists()
+        assert folder.local == tmp_path / "a" / "b" / "s"
+        assert not folder.is_remote
+        (folder.local / "study.log").touch()
+    assert (folder.local / "study.log").exists()
 
 
 @pytest.mark.parametrize("error", [SettingsError, ZeroDivisionError, KeyboardInterrupt])
@@ -59,7 +59,7 @@ def test_path_below_a_file_is_refused(below: str, tmp_path: Path) -> None:
 
 def test_url_gets_its_files_at_the_end(tmp_path: Path) -> None:
     with new_folder(f"file://{tmp_path}/far", "s") as folder:
-        (folder / "best.json").write_text("{}")
+        (folder.local / "best.json").write_text("{}")
         assert not list((tmp_path / "far" / "s").iterdir())  # the probe is gone
     assert (tmp_path / "far" / "s" / "best.json").read_text() == "{}"
     with (
@@ -79,9 +79,12 @@ def test_url_that_cannot_be_written_is_refused_at_once(url: str) -> None:
 
 
 def test_url_where_nothing_was_written_is_left_as_it_was(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no"), new_folder(f"file://{tmp_path}", "s"):
+    far = tmp_path / "far"
+    far.mkdir()
+    with pytest.raises(SettingsError, match="no"), new_folder(f"file://{far}", "s") as folder:
         raise SettingsError("no")
-    assert not list(tmp_path.iterdir())
+    assert not list(far.iterdir())
+    assert not folder.local.exists()
 
 
 def test_results_that_cannot_be_copied_to_their_url_are_kept_and_named(
@@ -91,22 +94,61 @@ def test_results_that_cannot_be_copied_to_their_url_are_kept_and_named(
         raise OSError("bucket gone")
 
     monkeypatch.setattr(fs, "copy_files", fail)
+    url = f"file://{tmp_path}/far"
     with (
-        pytest.raises(OSError, match=f"could not be copied to file://{tmp_path}/s; they are in"),
-        new_folder(f"file://{tmp_path}", "s") as folder,
+        pytest.raises(OSError, match=f"could not be copied to {url}/s; they are in"),
+        new_folder(url, "s") as folder,
     ):
-        (folder / "best.json").write_text("{}")
-    assert (folder / "best.json").read_text() == "{}"
-    shutil.rmtree(folder)
+        (folder.local / "best.json").write_text("{}")
+    assert (folder.local / "best.json").read_text() == "{}"
 
 
 def test_study_at_a_url_is_loaded_and_outlives_its_file(tmp_path: Path) -> None:
     with new_folder(f"file://{tmp_path}", "s") as folder:
-        study = optuna.create_study(storage=study_storage(folder), study_name="s")
+        study = optuna.create_study(storage=study_storage(folder.local), study_name="s")
         study.add_trial(optuna.trial.create_trial(value=0.5))
         copy = copy_to_memory(study)
     assert copy.best_value == 0.5
     assert load_study(f"file://{tmp_path}/s").best_value == 0.5
+
+
+def die_at_a_url(url: str, content: str) -> SweepFolder:
+    """What a driver leaves that is killed after its last copy: here the file has got further."""
+    with new_folder(url, "s") as folder:
+        (folder.local / "study.log").write_text("one\n")
+    folder.local.mkdir(parents=True)
+    (folder.local / "study.log").write_text(content)
+    return folder
+
+
+def test_what_a_killed_driver_had_not_copied_to_its_url_is_gone_on_from(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/far"
+    die_at_a_url(url, "one\ntwo\n")
+    with old_folder(url, "s", "study.log") as folder:
+        assert (folder.local / "study.log").read_text() == "one\ntwo\n"
+    assert (tmp_path / "far" / "s" / "study.log").read_text() == "one\ntwo\n"
+    assert not folder.local.exists()
+
+
+def test_what_another_machine_did_at_the_url_counts_and_what_is_here_is_kept(
+    tmp_path: Path,
+) -> None:
+    url = f"file://{tmp_path}/far"
+    die_at_a_url(url, "one\nhere\n")
+    (tmp_path / "far" / "s" / "study.log").write_text("one\nthere\n")
+    with old_folder(url, "s", "study.log") as folder:
+        assert (folder.local / "study.log").read_text() == "one\nthere\n"
+        (aside,) = folder.local.glob("study.log.*")
+        assert aside.read_text() == "one\nhere\n"
+
+
+def test_sweep_that_is_not_there_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    for storage in (str(tmp_path), f"file://{tmp_path}"):
+        with (
+            pytest.raises(SettingsError, match=r"no sweep 's' in .* without --resume"),
+            old_folder(storage, "s"),
+        ):
+            pass
 
 
 def test_relative_path_is_taken_from_here_and_a_url_as_it_is(

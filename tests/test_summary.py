@@ -4,11 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
+import pytest
 from optuna.trial import TrialState, create_trial
 
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.resources import Resources
-from tune_jobs.engine.summary import format_summary, format_trial
+from tune_jobs.engine.summary import TrialPrinter, format_summary, format_trial
 
 GOAL = Goal("val_acc", "max")
 
@@ -33,8 +34,10 @@ def make_sweep(**changes: Any) -> Any:
             make_row(1, "PRUNED", "asha", 1),
             make_row(2, "PRUNED", "nan", 2),
             make_row(3, "FAIL", "ArithmeticError", 0),
+            make_row(4, "FAIL", "oom", 0),
+            make_row(5, "RUNNING", "time budget", 4),
         ],
-        "logs": {3: "results/s/trial_0003/error.txt"},
+        "logs": {3: "results/s/trial_0003/error.txt", 4: "log\n    try more"},
         "result_grid": [],
         "seconds": 61.25,
         "path": "results/s",
@@ -48,9 +51,11 @@ def test_summary_says_all_that_a_finished_sweep_has_to() -> None:
         "Best config: lr=0.001234, layers=3",
         "val_acc: 0.98123 at epoch 7 (validation), trial 4",
         "Test: test_acc 0.979",
-        "Trials: 1 finished, 1 stopped by ASHA, 1 failed, 1 ended by nan",
+        "Trials: 1 finished, 1 stopped by ASHA, 2 failed, 1 ended by nan, 1 unfinished",
         "  trial 3: ArithmeticError, see results/s/trial_0003/error.txt",
-        "Epochs: 13 of the 40 that every trial run to its last would cost",
+        "  trial 4: oom, see log",
+        "    try more",
+        "Epochs: 17 of the 60 that every trial run to its last would cost",
         "Seconds: 61.2",
         "Results: results/s",
     ]
@@ -62,7 +67,7 @@ def test_trial_that_reported_nothing_is_counted_once_as_failed() -> None:
 
 
 def test_winner_that_was_stopped_early_is_marked() -> None:
-    assert "none was complete" in format_summary(make_sweep(best_state="PRUNED"))
+    assert "none is complete" in format_summary(make_sweep(best_state="PRUNED"))
 
 
 def test_plain_function_has_no_epochs_and_no_test() -> None:
@@ -78,37 +83,43 @@ def test_trials_with_a_share_of_a_gpu_that_ran_on_cpus_are_told() -> None:
     assert "they ran on CPUs" not in format_summary(make_sweep(result_grid=grid))
 
 
-def make_study(*trials: optuna.trial.FrozenTrial) -> optuna.Study:
-    study = optuna.create_study(direction="maximize")
-    for trial in trials:
-        study.add_trial(trial)
-    return study
+DISTRIBUTIONS = {"lr": optuna.distributions.FloatDistribution(0, 1)}
 
 
 def test_line_of_a_trial_is_as_optuna_users_know_it() -> None:
-    distributions = {"lr": optuna.distributions.FloatDistribution(0, 1)}
-    study = make_study(
-        create_trial(
-            value=0.9,
-            params={"lr": 0.25},
-            distributions=distributions,
-            intermediate_values={1: 0.8, 2: 0.9, 3: 0.7},
-        )
+    trial = create_trial(
+        value=0.9,
+        params={"lr": 0.25},
+        distributions=DISTRIBUTIONS,
+        intermediate_values={1: 0.8, 2: 0.9, 3: 0.7},
     )
-    assert format_trial(GOAL, study, study.trials[0]) == (
-        "Trial 0 COMPLETE with value 0.9 at epoch 2 and parameters lr=0.25. "
-        "Best is trial 0 with value 0.9."
+    assert format_trial(GOAL, trial, trial) == (
+        "Trial -1 COMPLETE with value 0.9 at epoch 2 and parameters lr=0.25. "
+        "Best is trial -1 with value 0.9."
     )
 
 
 def test_line_of_a_stopped_trial_gives_the_reason_and_no_best_where_none_is_complete() -> None:
-    study = make_study(
-        create_trial(
-            state=TrialState.PRUNED, intermediate_values={1: 0.5}, user_attrs={"reason": "asha"}
-        ),
-        create_trial(state=TrialState.FAIL, user_attrs={"reason": "KeyError"}),
+    stopped = create_trial(
+        state=TrialState.PRUNED, intermediate_values={1: 0.5}, user_attrs={"reason": "asha"}
     )
-    assert format_trial(GOAL, study, study.trials[0]) == (
-        "Trial 0 PRUNED (asha) with value 0.5 and parameters ."
+    assert format_trial(GOAL, stopped, None) == (
+        "Trial -1 PRUNED (asha) with value 0.5 and parameters ."
     )
-    assert format_trial(GOAL, study, study.trials[1]).startswith("Trial 1 FAIL (KeyError) and")
+    failed = create_trial(
+        state=TrialState.PRUNED,
+        user_attrs={"reason": "KeyError"},
+        system_attrs={"tune_jobs:error": "Traceback ..."},
+    )
+    assert format_trial(GOAL, failed, None).startswith("Trial -1 FAIL (KeyError) and")
+
+
+def test_best_so_far_counts_trials_that_had_finished_before(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printer = TrialPrinter(GOAL, [create_trial(value=0.9), create_trial(value=0.8)])
+    printer(create_trial(value=0.7))
+    printer(create_trial(value=0.95))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("with value 0.9.")
+    assert second.endswith("with value 0.95.")

@@ -190,7 +190,7 @@ def test_a_score_that_is_good_enough_ends_the_sweep(tmp_path: Path) -> None:
     assert all(row["reason"] == "another reached stop_at" for row in others)
 
 
-def test_a_budget_that_runs_out_gives_the_best_stopped_trial_marked_as_such(
+def test_a_budget_that_runs_out_gives_the_best_unfinished_trial_marked_as_such(
     tmp_path: Path,
 ) -> None:
     def slow(config: dict[str, Any]) -> float:
@@ -208,10 +208,12 @@ def test_a_budget_that_runs_out_gives_the_best_stopped_trial_marked_as_such(
         mode="max",
         objective=slow,
     )
-    assert sweep.best_state == "PRUNED"
+    assert sweep.best_state == "RUNNING"
+    assert sweep.is_resumable
     best = json.loads((tmp_path / "b" / "best.json").read_text())
-    assert best["state"] == "PRUNED"
-    assert {row["reason"] for row in sweep.rows} == {"time budget"}
+    assert best["state"] == "RUNNING"
+    assert {(row["state"], row["reason"]) for row in sweep.rows} == {("RUNNING", "time budget")}
+    assert {trial.state.name for trial in sweep.study.trials} == {"RUNNING"}
 
 
 def test_zero_is_a_score_and_a_define_by_run_space_works(tmp_path: Path) -> None:

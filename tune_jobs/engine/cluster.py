@@ -21,6 +21,7 @@ DRIVER_ENV = {
     # Else a trial moves into a folder of its own, and a user's relative paths lead nowhere.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV and TensorBoard would say everything thrice
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `interruptible` knows better how to end
 }
 
 CONNECT_TIMEOUT_S = 5.0

@@ -1,12 +1,17 @@
 """Runs a job as a script: command line in, summary and exit code out."""
 
+import dataclasses
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from tune_jobs.engine.manifest import MANIFEST_FILE, recorded_settings
 from tune_jobs.engine.reasons import Reason
 from tune_jobs.engine.results import Sweep, SweepFailedError
 from tune_jobs.engine.settings import Settings, SettingsError, parse_settings
+from tune_jobs.engine.storage import downloaded, is_url, storage_uri
 from tune_jobs.engine.summary import format_summary
 
 __all__ = ["run_job"]
@@ -23,6 +28,8 @@ def run_job(
 ) -> NoReturn:
     """Parse the settings, run the job, print what it found, and exit.
 
+    With `--resume`, what the command line does not say is as the sweep was started.
+
     Args:
         job: Maps the settings to a finished sweep.
         settings_type: `Settings` or `LightningSettings`, or a dataclass that extends one.
@@ -30,18 +37,58 @@ def run_job(
         args: The command line; None: the program's own.
         finish: Called with the sweep after the summary has been printed.
 
-    Exits with 0, also if some trials failed; 1 if all did; 2 if the settings cannot be met; 130, as
-    shells have it, if it was interrupted.
+    Exits with 0, also if some trials failed; 1 if all did, or the storage; 2 if the settings cannot
+    be met; 130, as shells have it, if it was interrupted.
     """
     try:
-        sweep = job(parse_settings(settings_type, description or "", args))
+        settings = _read_settings(settings_type, description or "", args)
+        sweep = job(settings)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except SweepFailedError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _print_way_on(error.path, error.ended)
+        sys.exit(130 if error.ended == Reason.INTERRUPTED else 1)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
     print(format_summary(sweep))
+    _print_way_on(sweep.path, sweep.ended)
     finish(sweep)
-    interrupted = any(row["reason"] == Reason.INTERRUPTED for row in sweep.rows)
-    sys.exit(130 if interrupted else 0)
+    sys.exit(130 if sweep.ended == Reason.INTERRUPTED else 0)
+
+
+def _read_settings(
+    settings_type: type[AnySettings], description: str, args: Sequence[str] | None
+) -> AnySettings:
+    settings = parse_settings(settings_type, description, args)
+    if not settings.resume:
+        return settings
+    recorded = _recorded(settings, f"{storage_uri(settings.storage_path)}/{settings.name}")
+    # A flag that were on by default could only be turned off.
+    default = dataclasses.replace(recorded, resume=False, retry_failed=False)
+    return parse_settings(settings_type, description, args, default=default)
+
+
+def _recorded(settings: AnySettings, folder: str) -> AnySettings:
+    """The settings of the sweep that is gone on with; where it has none, `run_sweep` says so."""
+    try:
+        if is_url(folder):
+            with downloaded(f"{folder}/{MANIFEST_FILE}") as local:
+                return recorded_settings(local, settings)
+        has_manifest = Path(folder, MANIFEST_FILE).exists()
+        return recorded_settings(Path(folder), settings) if has_manifest else settings
+    except OSError:
+        return settings
+
+
+def _print_way_on(path: str, ended: Reason | None) -> None:
+    """The command that goes on with a sweep which has ended before its time."""
+    if ended is None or not ended.is_resumable:
+        return
+    storage, _, name = path.rpartition("/")
+    default = Settings().storage_path
+    elsewhere = [] if storage == storage_uri(default) else ["--storage-path", storage]
+    command = shlex.join(["python", sys.argv[0], "--name", name, *elsewhere, "--resume"])
+    print(f"To go on: {command}")

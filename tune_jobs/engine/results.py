@@ -16,23 +16,47 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from ray.air.constants import EXPR_ERROR_FILE
 from ray.tune import Checkpoint, ResultGrid
 from ray.tune.utils import flatten_dict
 
+from tune_jobs.engine.checkpoints import CHECKPOINT_FILE
 from tune_jobs.engine.evaluation import evaluate
-from tune_jobs.engine.goal import Goal, epoch_of
-from tune_jobs.engine.reasons import failure_of
+from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.reasons import Reason
+from tune_jobs.engine.record import (
+    Record,
+    error_of,
+    folder_name,
+    is_failed,
+    is_started,
+    reason_of,
+    results_of,
+)
 from tune_jobs.engine.resources import Resources
+from tune_jobs.engine.search import StudySearch
 from tune_jobs.engine.settings import LightningSettings, Settings
-from tune_jobs.engine.storage import is_url, storage_uri
+from tune_jobs.engine.storage import SweepFolder
 from tune_jobs.engine.study import copy_to_memory
-from tune_jobs.engine.trial import CHECKPOINT_FILE, MetricNotLoggedError, Recipe
+from tune_jobs.engine.trial import MetricNotLoggedError, Recipe
 
-__all__ = ["Sweep", "SweepFailedError", "collect_results"]
+__all__ = ["BEST_FILE", "Sweep", "SweepFailedError", "collect_results"]
+
+BEST_FILE = "best.json"
 
 
 class SweepFailedError(RuntimeError):
-    """No trial succeeded; the message ends with the first trial's own traceback."""
+    """The sweep has no result; the message says why, if by a trial's failure with its traceback.
+
+    Attributes:
+        path: The sweep's folder or URL.
+        ended: What ended the sweep before its time; None: nothing.
+    """
+
+    def __init__(self, message: str, path: str, ended: Reason | None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.ended = ended
 
 
 @dataclass(frozen=True)
@@ -48,14 +72,15 @@ class Sweep:
         best_score: Its best score; validation, where there are epochs.
         best_epoch: The epoch of that score.
         best_trial: Its number.
-        best_state: "COMPLETE"; "PRUNED" where no trial was complete.
+        best_state: "COMPLETE"; where no trial was, "PRUNED", or "RUNNING" if it can be resumed.
         best_checkpoint: Its checkpoint of that epoch; None for a plain function.
         test: The winner's test, metric -> value; None where there is none.
         study: The Optuna study; `best_params` and `best_value` agree with the above.
         result_grid: Ray's own results.
         rows: The rows of trials.csv.
-        logs: The error logs of failed trials, by trial number.
-        seconds: Wall clock of the whole sweep.
+        logs: What failed trials died of and the paths of their logs, by trial number.
+        seconds: Wall clock of this driver.
+        ended: What ended the sweep before its time; None: nothing.
     """
 
     path: str
@@ -74,32 +99,41 @@ class Sweep:
     rows: list[dict[str, Any]] = field(repr=False)
     logs: dict[int, str] = field(repr=False)
     seconds: float
+    ended: Reason | None = None
 
     @property
     def max_epochs(self) -> int | None:
         """Epochs that a trial trained at most; None for a plain function."""
         return self.settings.max_epochs if isinstance(self.settings, LightningSettings) else None
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether there are trials left that `--resume` would run."""
+        return self.ended is not None and self.ended.is_resumable
+
 
 def collect_results(
     settings: Settings,
     goal: Goal,
-    study: optuna.Study,
+    record: Record,
+    search: StudySearch,
     grid: ResultGrid,
-    folder: Path,
+    folder: SweepFolder,
     *,
     recipe: Recipe | None,
     data: Any,
     resources: Resources,
     source: Path | None,
     started: float,
+    ended: Reason | None,
 ) -> Sweep:
     """Find the winner, test it once, and write the files.
 
     Args:
         settings: What the user had set.
         goal: What was optimised.
-        study: The study, every trial told.
+        record: What has happened.
+        search: Knows the configs.
         grid: Ray's own results.
         folder: Where the files go.
         recipe: What a Lightning trial was made of; None for a plain function.
@@ -107,67 +141,78 @@ def collect_results(
         resources: What each trial held.
         source: The folder of the job's code; None in a notebook.
         started: `time.monotonic()` at the sweep's start.
+        ended: What ended the sweep before its time; None: nothing.
 
     Raises:
         SweepFailedError: No trial has a score; trials.csv is written all the same.
     """
-    path = f"{storage_uri(settings.storage_path)}/{study.study_name}"
-    by_id = {trial.trial_id: trial for trial in grid._experiment_analysis.trials}
-    trials = [(t, by_id.get(t.user_attrs.get("trial_id"))) for t in study.get_trials()]
-    rows = [_make_row(goal, frozen, trial) for frozen, trial in trials]
-    _write_csv(folder / "trials.csv", rows)
-    failed = {frozen.number: t for frozen, t in trials if t is not None and t.error_file}
-    winner = _find_winner(study, goal)
+    trials = [trial for trial in record.trials() if is_started(trial)]
+    configs = {trial.number: search.config_of(trial) for trial in trials}
+    rows = [_make_row(goal, trial, configs[trial.number], ended) for trial in trials]
+    _write_csv(folder.local / "trials.csv", rows)
+    winner = _find_winner(trials, goal)
     if winner is None:
-        raise SweepFailedError(_explain_failure(path, rows, list(failed.values())))
-    best_epoch = goal.best_epoch(winner.intermediate_values)
+        raise SweepFailedError(_explain_failure(folder.uri, rows, trials), folder.uri, ended)
+    config, best_epoch = configs[winner.number], goal.best_epoch(winner.intermediate_values)
     assert best_epoch is not None
-    trial = by_id[winner.user_attrs["trial_id"]]
     checkpoint, test = None, None
     if recipe is not None:
-        checkpoint = _checkpoint_of(trial, best_epoch)
-        content = _copy_checkpoint(checkpoint, folder / "best.ckpt")
-        test = _try_test(content, recipe, trial.config, data, resources)
+        checkpoint = _checkpoint_of(winner, best_epoch, folder)
+        content = _copy_checkpoint(checkpoint, folder.local / "best.ckpt")
+        test = _known_test(folder.local, winner.number, best_epoch)
+        if test is None and ended != Reason.INTERRUPTED:
+            test = _try_test(content, recipe, config, data, resources)
     sweep = Sweep(
-        path=path,
+        path=folder.uri,
         goal=goal,
         settings=settings,
         resources=resources,
-        best_config=trial.config,
+        best_config=config,
         best_score=winner.intermediate_values[best_epoch],
         best_epoch=best_epoch,
         best_trial=winner.number,
         best_state=winner.state.name,
         best_checkpoint=checkpoint,
         test=test,
-        study=copy_to_memory(study) if is_url(path) else study,  # the file is about to move there
+        # A file on the driver's disk is about to move to its URL.
+        study=copy_to_memory(record.study) if folder.is_remote else record.study,
         result_grid=grid,
         rows=rows,
-        logs={number: f"{path}/{_log_of(trial)}" for number, trial in failed.items()},
+        logs={t.number: _log_of(folder.uri, t) for t in trials if is_failed(t)},
         seconds=time.monotonic() - started,
+        ended=ended,
     )
-    _write_json(folder / "best.json", sweep, data, source)
+    _write_json(folder.local / BEST_FILE, sweep, data, source)
     return sweep
 
 
-def _find_winner(study: optuna.Study, goal: Goal) -> FrozenTrial | None:
-    """The best complete trial; where none is complete, the stopped one with the best epoch."""
-    trials = study.get_trials()
-    if any(t.state == TrialState.COMPLETE for t in trials):
-        return study.best_trial
+def _find_winner(trials: list[FrozenTrial], goal: Goal) -> FrozenTrial | None:
+    """The best complete trial; where none is complete, the unfinished one with the best epoch."""
 
     def best_gain(trial: FrozenTrial) -> float:
         return max(goal.gain(score) for score in trial.intermediate_values.values())
 
-    stopped = [t for t in trials if t.state == TrialState.PRUNED and t.intermediate_values]
-    return max(stopped, key=best_gain, default=None)
+    with_scores = [t for t in trials if t.intermediate_values and not is_failed(t)]
+    complete = [t for t in with_scores if t.state == TrialState.COMPLETE]
+    return max(complete or with_scores, key=best_gain, default=None)
 
 
-def _checkpoint_of(trial: Any, epoch: int | None) -> Checkpoint:
-    for result in trial.run_metadata.checkpoint_manager.best_checkpoint_results:
-        if result.metrics["epoch"] == epoch:
-            return result.checkpoint
-    raise RuntimeError(f"trial {trial.trial_id} has no checkpoint of its best epoch, {epoch}.")
+def _checkpoint_of(trial: FrozenTrial, epoch: int, folder: SweepFolder) -> Checkpoint:
+    name = results_of(trial)[epoch]["checkpoint_dir_name"]
+    path = f"{folder.path}/{folder_name(trial.number)}/{name}"
+    return Checkpoint(path, folder.filesystem)
+
+
+def _known_test(folder: Path, trial: int, epoch: int) -> dict[str, float] | None:
+    """The winner's test, where an earlier driver has made it: the test set is read once."""
+    try:
+        best = json.loads((folder / BEST_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    if (best.get("trial"), best.get("epoch")) != (trial, epoch):
+        return None
+    test: dict[str, float] | None = best.get("test")
+    return test
 
 
 def _copy_checkpoint(checkpoint: Checkpoint, file: Path) -> bytes:
@@ -189,21 +234,22 @@ def _try_test(
         return None
 
 
-def _make_row(goal: Goal, frozen: FrozenTrial, trial: Any) -> dict[str, Any]:
-    last = (trial.last_result if trial is not None else None) or {}
-    curve = frozen.intermediate_values
+def _make_row(
+    goal: Goal, trial: FrozenTrial, config: dict[str, Any], ended: Reason | None
+) -> dict[str, Any]:
+    results, curve = results_of(trial), trial.intermediate_values
+    last = results[max(results)] if results else {}
     best_epoch = goal.best_epoch(curve)
-    config = flatten_dict(trial.config) if trial is not None else frozen.params
     return {
-        "trial": frozen.number,
-        "state": frozen.state.name,
-        "reason": frozen.user_attrs.get("reason"),
-        "epochs": epoch_of(last),
+        "trial": trial.number,
+        "state": "FAIL" if is_failed(trial) else trial.state.name,
+        "reason": trial.user_attrs.get("reason") or ended,
+        "epochs": max(results, default=0),
         "best_epoch": best_epoch,
         "score": None if best_epoch is None else curve[best_epoch],
         "seconds": round(last.get("time_total_s", 0.0), 3),
         "node": last.get("hostname"),
-        **{f"config/{name}": value for name, value in config.items()},
+        **{f"config/{name}": value for name, value in flatten_dict(config).items()},
     }
 
 
@@ -256,21 +302,24 @@ def _commit(source: Path | None) -> str | None:
         return None
 
 
-def _log_of(trial: Any) -> str:
-    """The error log of a failed trial, below the sweep's folder."""
-    return f"{trial.storage.trial_dir_name}/{Path(trial.error_file).name}"
+def _log_of(path: str, trial: FrozenTrial) -> str:
+    """What a failed trial died of, where that helps, and the path of its log."""
+    log = f"{path}/{folder_name(trial.number)}/{EXPR_ERROR_FILE}"
+    is_oom = reason_of(trial) == Reason.OUT_OF_MEMORY
+    return f"{log}\n    {trial.user_attrs['error']}" if is_oom else log
 
 
-def _explain_failure(path: str, rows: list[dict[str, Any]], failed: list[Any]) -> str:
+def _explain_failure(path: str, rows: list[dict[str, Any]], trials: list[FrozenTrial]) -> str:
+    failed = [trial for trial in trials if is_failed(trial)]
     if not failed:
         reasons = Counter(row["reason"] for row in rows)
         counts = ", ".join(f"{count} ended by {reason}" for reason, count in reasons.items())
         return f"no trial of {path} has a score: {counts or 'none was started'}."
-    error = failure_of(failed[0])
-    if isinstance(error, MetricNotLoggedError):
-        return str(error)
-    text = _own_traceback(Path(failed[0].error_file).read_text())
-    head = f"no trial succeeded, {len(failed)} failed; the first one, {path}/{_log_of(failed[0])}:"
+    first = failed[0]
+    if reason_of(first) == MetricNotLoggedError.__name__:
+        return str(first.user_attrs["error"]).partition(": ")[2]
+    text = _own_traceback(error_of(first) or str(first.user_attrs["error"]))
+    head = f"no trial succeeded, {len(failed)} failed; the first one, {_log_of(path, first)}:"
     return f"{head}\n{text}"
 
 

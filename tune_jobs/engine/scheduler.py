@@ -1,6 +1,7 @@
 """Which trials go on: `EpochScheduler` ends what cannot win, `ASHA` also what seems not to."""
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_jobs.engine.goal import Goal, epoch_of
-from tune_jobs.engine.reasons import Reason, failure_of
+from tune_jobs.engine.reasons import Endings, Reason, failure_of
 
 __all__ = ["ASHA", "EpochScheduler", "make_rungs"]
 
@@ -22,29 +23,46 @@ class EpochScheduler(FIFOScheduler):
         goal: What is optimised.
         max_epochs: Epochs after which a trial is complete; None: it ends by itself.
         stop_at: The score that is good enough; the sweep ends when a trial reaches it.
+        record: Called with each trial's id, score, result and the reason to stop it, or None,
+            before anything is done about it.
 
     Attributes:
-        reasons: Why a trial was ended, by trial id: a `Reason`, or the name of the exception it
-            died of. Trials that ended by themselves are not in it.
+        endings: Why trials were ended.
         reached: Whether a trial has reached `stop_at` and its end has been recorded.
     """
 
     def __init__(
-        self, goal: Goal, max_epochs: int | None = None, stop_at: float | None = None
+        self,
+        goal: Goal,
+        max_epochs: int | None = None,
+        stop_at: float | None = None,
+        record: Callable[[str, float, dict[str, Any], Reason | None], None] | None = None,
     ) -> None:
         super().__init__()
         self._goal = goal
         self._max_epochs = max_epochs
         self._stop_at = stop_at
-        self.reasons: dict[str, str] = {}
+        self._record = record
+        self.endings = Endings()
         self.reached = False
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        reason = self._judge(trial.trial_id, epoch_of(result), float(result[self._goal.metric]))
+        score = float(result[self._goal.metric])
+        reason = self._judge(trial.trial_id, epoch_of(result), score)
+        if self._record is not None:
+            self._record(trial.trial_id, score, result, reason)
         if reason is not None:
-            self.reasons[trial.trial_id] = reason
+            self.endings.reasons[trial.trial_id] = reason
         decision: str = TrialScheduler.CONTINUE if reason is None else TrialScheduler.STOP
         return decision
+
+    def replay(self, trial_id: str, curve: Mapping[int, float]) -> None:
+        """Take in what a trial has reported to an earlier driver; nothing is decided again."""
+        for epoch in sorted(curve):
+            self._judge(trial_id, epoch, curve[epoch])
+        gains = [self._goal.gain(score) for score in curve.values()]
+        if self._stop_at is not None and gains:
+            self.reached |= max(gains) >= self._goal.gain(self._stop_at)
 
     def _judge(self, trial_id: str, epoch: int, score: float) -> Reason | None:
         """Why this trial must end now; None: it goes on."""
@@ -59,11 +77,15 @@ class EpochScheduler(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         # Not sooner: ending the sweep at once would lose the result that ended it.
-        self.reached |= self.reasons.get(trial.trial_id) == Reason.GOOD_ENOUGH
+        self.reached |= self.endings.reasons.get(trial.trial_id) == Reason.GOOD_ENOUGH
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        error = failure_of(trial)
-        self.reasons[trial.trial_id] = "error" if error is None else type(error).__name__
+        if trial.status == Trial.ERROR:
+            return  # Tune calls this too when it puts a trial back into the queue
+        self.endings.failures[trial.trial_id] = failure_of(trial)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # for `tuner.pkl`, which Tune writes; nothing of ours is restored from there
 
 
 class ASHA(EpochScheduler):
@@ -73,6 +95,10 @@ class ASHA(EpochScheduler):
     recorded there before it. The same decisions as Ray's `ASHAScheduler` where that one is right;
     unlike it, a trial is recorded at the highest rung it has reached and no lower one (Ray writes
     late scores into lower rungs when results skip a milestone), and no rung is lost to rounding.
+
+    Attributes:
+        rungs: Milestone -> Tune's id of each trial that has reached it -> its gain there: of the
+            first of its epochs that are not before the milestone, and before the next one.
     """
 
     def __init__(
@@ -82,12 +108,14 @@ class ASHA(EpochScheduler):
         grace_epochs: int = 1,
         reduction_factor: float = 3,
         stop_at: float | None = None,
+        record: Callable[[str, float, dict[str, Any], Reason | None], None] | None = None,
     ) -> None:
-        super().__init__(goal, max_epochs, stop_at)
+        super().__init__(goal, max_epochs, stop_at, record)
         self._reduction_factor = reduction_factor
         self.rungs: dict[int, dict[str, float]] = {
             epoch: {} for epoch in make_rungs(grace_epochs, max_epochs, reduction_factor)
         }
+        self._reached_at: dict[tuple[int, str], int] = {}
 
     def _judge(self, trial_id: str, epoch: int, score: float) -> Reason | None:
         reason = super()._judge(trial_id, epoch, score)
@@ -96,15 +124,17 @@ class ASHA(EpochScheduler):
         passed = self._pass_rung(trial_id, epoch, self._goal.gain(score))
         return reason or (None if passed else Reason.ASHA)
 
-    def _pass_rung(self, trial_id: str, epoch: int, score: float) -> bool:
-        """Record the score, larger is better, at the rung it belongs to, and compare it there."""
+    def _pass_rung(self, trial_id: str, epoch: int, gain: float) -> bool:
+        """Record the gain at the rung it belongs to, and compare it there."""
         rung = max((milestone for milestone in self.rungs if milestone <= epoch), default=None)
-        if rung is None or trial_id in self.rungs[rung]:
+        if rung is None or self._reached_at.setdefault((rung, trial_id), epoch) != epoch:
             return True
+        # An epoch that is trained again, after its process had died, replaces what was there.
+        self.rungs[rung].pop(trial_id, None)
         others = list(self.rungs[rung].values())
-        self.rungs[rung][trial_id] = score
+        self.rungs[rung][trial_id] = gain
         percentile = (1 - 1 / self._reduction_factor) * 100
-        return not others or score >= float(np.percentile(others, percentile))
+        return not others or gain >= float(np.percentile(others, percentile))
 
 
 def make_rungs(grace_epochs: int, max_epochs: int, reduction_factor: float) -> list[int]:

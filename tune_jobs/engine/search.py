@@ -1,23 +1,26 @@
 """Optuna's search on Ray Tune, told the truth: `StudySearch`."""
 
-import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.samplers import BaseSampler
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils import flatten_dict
 from ray.tune.utils.util import unflatten_dict
 
-from tune_jobs.engine.goal import Goal, epoch_of
-from tune_jobs.engine.reasons import Reason
+from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
+from tune_jobs.engine.record import Record, folder_name
 from tune_jobs.engine.settings import SettingsError
+from tune_jobs.engine.view import reseed, show
 
 __all__ = ["SearchSpace", "Space", "StudySearch", "convert_space"]
 
@@ -33,101 +36,160 @@ class SearchSpace(NamedTuple):
 
 
 class StudySearch(OptunaSearch):
-    """An `OptunaSearch` whose study says what happened.
+    """An `OptunaSearch` that asks a view of the record, and enters in it what happened.
 
     Ray's own tells a trial that ASHA stopped as COMPLETE, with a value that its intermediate values
     lack; a trial that reported NaN stays RUNNING for ever (`tell` raises, and that is swallowed);
-    the value told is the last epoch's (ray#28734). Here the value is the best epoch's, and every
-    trial has the user attributes `trial_id` and `reason`. A sampler that has tried everything
-    (grid, brute force) ends the search; with Ray's it goes round again. Side by side, Optuna's grid
-    may try a point twice that another slot is still trying.
+    a crash is told as FAIL, from which samplers learn nothing; the value told is the last epoch's
+    (ray#28734); and its snapshots, 10 s apart, are behind its database, so that a killed sweep
+    cannot be restored (ray#19274). A sampler that has tried everything (grid, brute force) ends the
+    search; with Ray's it goes round again. Side by side, Optuna's grid may try a point twice that
+    another slot is still trying.
 
     Args:
         space: As `convert_space` returns it.
         goal: What is optimised.
-        study: The study that is kept with the results.
-        reasons: Why a trial was ended, by trial id, as the scheduler fills it.
-        on_trial_end: Called with the study and each finished trial.
+        record: The record of the sweep, with what has been entered so far.
+        sampler: Any Optuna sampler; drawn anew from the seed and the trial's number each time.
+        seed: The sweep's.
+        endings: Why trials were ended, as the scheduler fills it.
+        others: Finished trials of other sweeps, for the sampler to learn from.
+        on_trial_end: Called with each finished trial.
+        goes_with_snapshots: Whether the record is copied to the storage with each of Tune's
+            snapshots; where it is not there already.
     """
 
     def __init__(
         self,
         space: SearchSpace,
         goal: Goal,
-        study: optuna.Study,
-        reasons: Mapping[str, str],
-        on_trial_end: Callable[[optuna.Study, FrozenTrial], None] = lambda study, trial: None,
+        record: Record,
+        sampler: BaseSampler,
+        seed: int,
+        endings: Endings,
+        others: Sequence[FrozenTrial] = (),
+        on_trial_end: Callable[[FrozenTrial], None] = lambda trial: None,
+        goes_with_snapshots: bool = False,
     ) -> None:
         self._constants = space.constants
         self._goal = goal
-        self._given_study = study
-        self._reasons = reasons
+        self._record = record
+        self._endings = endings
         self._on_trial_end = on_trial_end
-        self._last_epoch: dict[str, int] = {}
-        super().__init__(space.searched, metric=goal.metric, mode=goal.mode)
+        self._goes_with_snapshots = goes_with_snapshots
+        self._view = optuna.create_study(direction=goal.direction, sampler=sampler)
+        for name, value in record.kept().items():
+            self._view._storage.set_study_system_attr(self._view._study_id, name, value)
+        self._numbers = show(self._view, record.trials(), others)
+        super().__init__(space.searched, metric=goal.metric, mode=goal.mode, seed=seed)
+        self._recall_the_end()
 
     def _setup_study(self, mode: str | list[str]) -> None:
         # Ray's default study is called "optuna", whatever the sweep, and two sweeps in one storage
-        # would mix silently; ours is made by the sweep, under its name, and new.
-        self._ot_study = self._given_study
+        # would mix silently.
+        self._ot_study = self._view
 
     def suggest(self, trial_id: str) -> Any:
-        if self._ot_study._stop_flag:
+        if self._view._stop_flag:
             return Searcher.FINISHED
+        waiting = self._record.next_waiting()
+        if waiting is not None:
+            self._view.enqueue_trial(waiting.system_attrs["fixed_params"])
+        number = self._record.num_trials if waiting is None else waiting.number
+        reseed(self._view.sampler, self._seed, number)
         config = flatten_dict(super().suggest(trial_id))
-        self._ot_trials[trial_id].set_user_attr("trial_id", trial_id)
+        asked = self._view._storage.get_trial(self._ot_trials[trial_id]._trial_id)
+        self._record.keep(self._view._storage.get_study_system_attrs(self._view._study_id))
+        self._record.start(trial_id, asked)
+        self._numbers[trial_id] = asked.number
         return unflatten_dict({**self._constants, **config})
 
+    def config_of(self, trial: FrozenTrial) -> dict[str, Any]:
+        """The config of a recorded trial."""
+        if not callable(self._space):
+            return dict(unflatten_dict({**self._constants, **trial.params}))
+        given = self._suggest_from_define_by_run_func(self._space, FixedTrial(trial.params))
+        return dict(unflatten_dict({**self._constants, **flatten_dict(given)}))
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        score, epoch = float(result[self._goal.metric]), epoch_of(result)
-        # A trial that ended by itself brings its last result twice.
-        if math.isfinite(score) and epoch > self._last_epoch.get(trial_id, 0):
-            self._last_epoch[trial_id] = epoch
-            self._ot_trials[trial_id].report(score, epoch)
+        """Nothing: the scheduler has recorded it, and a sampler is shown finished trials."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        if trial_id in self._completed_trials:
+        failure = self._endings.failures.get(trial_id)
+        if failure is not None and failure.blame == Blame.STORAGE:
+            return  # not this trial's end
+        reason = failure.reason if failure else self._endings.reasons.get(trial_id)
+        self.end(trial_id, reason or Reason.BY_ITSELF, failure)
+
+    def end(self, trial_id: str, reason: str, failure: Failure | None = None) -> None:
+        """Enter the end of a trial, and show it to the sampler."""
+        trial = self._record.trial(trial_id)
+        if trial.state.is_finished():
             return
-        if result and self._goal.metric in result:
-            # Tune does not pass on the result at which a trial was stopped: it comes only here.
-            self.on_trial_result(trial_id, result)
-        reason = self._reasons.get(trial_id, Reason.BY_ITSELF)
-        if error:
-            self._tell(trial_id, TrialState.FAIL, reason)
-        elif Reason(reason).is_early:
-            self._tell(trial_id, TrialState.PRUNED, reason)
-        else:
-            self._tell(trial_id, TrialState.COMPLETE, reason)
+        curve = trial.intermediate_values
+        if failure is None and not curve and reason == Reason.BY_ITSELF:
+            failure = Failure(Reason.SILENT, Blame.TRIAL, "it ended and had reported nothing")
+            reason = failure.reason
+        is_complete = failure is None and not Reason(reason).is_early
+        state = TrialState.COMPLETE if is_complete else TrialState.PRUNED
+        # Optuna's value of a pruned trial is its last.
+        epoch = self._goal.best_epoch(curve) if is_complete else max(curve, default=None)
+        value = None if epoch is None else curve[epoch]
+        has_crashed = failure is not None or reason == Reason.NAN
+        kept = self._tell(trial_id, state, value, {} if has_crashed else curve)
+        frozen = self._record.end(trial_id, state, reason, value, failure, kept)
+        self._on_trial_end(frozen)
+
+    def end_unfinished(self, reason: Reason) -> None:
+        """Close the trials that the end of the sweep cut short; Tune tells a searcher nothing."""
+        for trial in self._record.trials():
+            if trial.state == TrialState.RUNNING:
+                self.end(trial.user_attrs["trial_id"], reason)
 
     def folder_of(self, trial: Any) -> str:
         """The folder of a Tune trial: by its number in the study, which trials.csv has too."""
-        return f"trial_{self._ot_trials[trial.trial_id].number:04d}"
-
-    def tell_unfinished(self, reason: Reason) -> None:
-        """Close the trials that the end of the sweep cut short; Tune tells a searcher nothing."""
-        for trial_id in [t for t in self._ot_trials if t not in self._completed_trials]:
-            self._tell(trial_id, TrialState.PRUNED, reason)
+        return folder_name(self._record.trial(trial.trial_id).number)
 
     def save(self, checkpoint_path: str) -> None:
-        # Tune asks for a file in each snapshot. The study on disk holds all there is to save, and
-        # Ray's own would pickle the whole of it each time, and a define-by-run function with it.
+        # Tune asks for a file in each snapshot. The record holds all there is to save, and Ray's
+        # own would pickle the whole study each time, and a define-by-run function with it.
         Path(checkpoint_path).write_bytes(pickle.dumps({}))
+        if self._goes_with_snapshots:
+            shutil.copy(self._record.file, Path(checkpoint_path).parent)
 
-    def _tell(self, trial_id: str, state: TrialState, reason: str) -> None:
-        study, trial = self._ot_study, self._ot_trials[trial_id]
-        # `Study.get_trials` would read all of them, at the end of each.
-        curve = study._storage.get_trial(trial._trial_id).intermediate_values
-        best_epoch = self._goal.best_epoch(curve)
-        value = None if best_epoch is None else curve[best_epoch]
-        if state == TrialState.COMPLETE and value is None:
-            state, reason = TrialState.FAIL, Reason.SILENT
-        trial.set_user_attr("reason", str(reason))
-        with _stop_allowed(study):
-            frozen = study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
-        self._completed_trials.add(trial_id)
-        self._on_trial_end(study, frozen)
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # for `tuner.pkl`, which Tune writes; nothing of ours is restored from there
+
+    def _tell(
+        self,
+        trial_id: str,
+        state: TrialState,
+        value: float | None,
+        curve: Mapping[int, float],
+    ) -> dict[str, Any]:
+        """Show the sampler how a trial ended.
+
+        Returns:
+            What the sampler keeps with it.
+        """
+        number, storage = self._numbers[trial_id], self._view._storage
+        optuna_id = storage.get_trial_id_from_study_id_trial_number(self._view._study_id, number)
+        known = dict(storage.get_trial(optuna_id).system_attrs)
+        for epoch, score in curve.items():
+            storage.set_trial_intermediate_value(optuna_id, epoch, score)
+        with _stop_allowed(self._view):
+            self._view.tell(number, value if state == TrialState.COMPLETE else None, state=state)
+        kept = storage.get_trial(optuna_id).system_attrs
+        return {name: value for name, value in kept.items() if known.get(name) != value}
+
+    def _recall_the_end(self) -> None:
+        """Let a sampler that had tried everything find that out again."""
+        ended = (TrialState.COMPLETE, TrialState.PRUNED)
+        for last in self._view.get_trials(deepcopy=False, states=ended)[-1:]:
+            with _stop_allowed(self._view):
+                self._view.sampler.after_trial(self._view, last, last.state, last.values)
 
 
 def convert_space(space: Space) -> SearchSpace:

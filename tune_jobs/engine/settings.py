@@ -49,6 +49,16 @@ class Settings:
     """Name of the sweep and of its folder; none: job and time."""
     keep_checkpoints: int = 10
     """Finished trials that keep their checkpoints, the best ones."""
+    resume: bool = False
+    """Go on with the sweep of this name; what is not said is as it was."""
+    retry_failed: bool = False
+    """With resume: run failed trials again, as new ones."""
+    max_failures: int = 3
+    """Deaths of its process or machine that a trial survives, from its last checkpoint on."""
+    warm_start: str | None = None
+    """Folder or URL of another sweep whose finished trials the search learns from."""
+    enqueue: str | None = None
+    """JSON file with a list of configs, or parts of them, to try first."""
     address: str | None = None
     """Address of a Ray cluster; none: the one this machine belongs to, else Ray starts here."""
 
@@ -63,6 +73,12 @@ class Settings:
             )
         if self.stop_at is not None and not math.isfinite(self.stop_at):
             raise SettingsError(f"stop_at must be a finite score, got {self.stop_at}.")
+        if self.max_failures < 0:
+            raise SettingsError(f"max_failures must not be negative, got {self.max_failures}.")
+        if self.retry_failed and not self.resume:
+            raise SettingsError("retry_failed goes with resume; add --resume.")
+        if self.resume and self.name is None:
+            raise SettingsError("resume needs the name of the sweep; add --name.")
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed must be between 0 and 4294967295, got {self.seed}.")
         if self.name is not None and not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", self.name):
@@ -103,20 +119,31 @@ class LightningSettings(Settings):
 
 
 def parse_settings(
-    settings_type: type[AnySettings], description: str, args: Sequence[str] | None = None
+    settings_type: type[AnySettings],
+    description: str,
+    args: Sequence[str] | None = None,
+    default: AnySettings | None = None,
 ) -> AnySettings:
     """Read the settings from the command line.
+
+    Args:
+        settings_type: Their type.
+        description: The head of `--help`.
+        args: The command line; None: the program's own.
+        default: What holds where the command line says nothing; None: the type's defaults.
 
     Raises:
         SettingsError: A value breaks its rule.
         SystemExit: Code 2 for what cannot be parsed, 0 after `--help`.
     """
-    return tyro.cli(
+    settings: AnySettings = tyro.cli(
         settings_type,
         description=description,
         args=args,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagConversionOff),
+        default=tyro.MISSING_NONPROP if default is None else default,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+    return settings
 
 
 def _check_positive(settings: Settings, *names: str) -> None:

@@ -1,9 +1,12 @@
-"""Where a sweep leaves its results: a new folder, here or at a URL."""
+"""Where a sweep leaves its results: its folder, here or at a URL."""
 
+import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,7 +14,34 @@ from pyarrow import fs
 
 from tune_jobs.engine.settings import SettingsError
 
-__all__ = ["downloaded", "is_url", "new_folder", "storage_uri"]
+__all__ = ["SweepFolder", "downloaded", "is_url", "new_folder", "old_folder", "storage_uri"]
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The folder of a sweep.
+
+    Attributes:
+        uri: The folder or URL in full.
+        filesystem: Where it is.
+        path: Its path there.
+        local: The driver's own folder for the files that it writes: the same, or, for a URL, one
+            on its disk, from which they are copied.
+    """
+
+    uri: str
+    filesystem: Any
+    path: str
+    local: Path
+
+    @property
+    def is_remote(self) -> bool:
+        return is_url(self.uri)
+
+    def publish(self) -> None:
+        """Copy the driver's files to the URL, if there is one."""
+        if self.is_remote:
+            fs.copy_files(str(self.local), self.path, destination_filesystem=self.filesystem)
 
 
 def is_url(path: str) -> bool:
@@ -26,8 +56,8 @@ def storage_uri(storage_path: str) -> str:
 
 
 @contextmanager
-def new_folder(storage_path: str, name: str) -> Iterator[Path]:
-    """Make the sweep's own folder; where results go to a URL, one that is copied there at the end.
+def new_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
+    """Make the sweep's own folder; where results go to a URL, files are copied there at the end.
 
     Where what is done inside fails before anything is written, the folder is taken away again.
 
@@ -38,6 +68,37 @@ def new_folder(storage_path: str, name: str) -> Iterator[Path]:
         yield from _new_remote_folder(storage_path, name)
     else:
         yield from _new_local_folder(storage_path, name)
+
+
+@contextmanager
+def old_folder(storage_path: str, name: str, *files: str) -> Iterator[SweepFolder]:
+    """Open the folder of a sweep that is gone on with.
+
+    Args:
+        storage_path: Folder or URL that holds the sweeps.
+        name: The sweep's.
+        files: Names of the files that its driver works on; where results are at a URL they are
+            fetched. One that is only ever appended to, and that a driver which died on this
+            machine had not copied there to the end, is taken from here.
+
+    Raises:
+        SettingsError: There is no such sweep, or it cannot be read.
+    """
+    uri = f"{storage_uri(storage_path)}/{name}"
+    filesystem, path = _filesystem_of(uri)
+    if filesystem.get_file_info(path).type != fs.FileType.Directory:
+        raise SettingsError(
+            f"there is no sweep {name!r} in {storage_path} to be resumed; "
+            "start it without --resume, or say where it is with --storage-path."
+        )
+    if not is_url(uri):
+        yield SweepFolder(uri, filesystem, path, Path(path))
+        return
+    folder = SweepFolder(uri, filesystem, path, _live_folder(uri))
+    folder.local.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        _fetch(folder, file)
+    yield from _with_upload(folder)
 
 
 @contextmanager
@@ -54,7 +115,7 @@ def downloaded(url: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _new_local_folder(storage_path: str, name: str) -> Iterator[Path]:
+def _new_local_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
     folder = Path(storage_uri(storage_path), name)
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -68,39 +129,81 @@ def _new_local_folder(storage_path: str, name: str) -> Iterator[Path]:
         _remove_empty(created)
         _refuse_path(storage_path, error.strerror)
     try:
-        yield folder
+        yield SweepFolder(str(folder), fs.LocalFileSystem(), str(folder), folder)
     finally:
         _remove_empty(created)
 
 
-def _new_remote_folder(storage_path: str, name: str) -> Iterator[Path]:
+def _new_remote_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
     url = f"{storage_uri(storage_path)}/{name}"
+    filesystem, path = _filesystem_of(url)
     try:
-        filesystem, path = fs.FileSystem.from_uri(url)
         if filesystem.get_file_info(path).type != fs.FileType.NotFound:
             _refuse_name(name, url)
         filesystem.create_dir(path)
         with filesystem.open_output_stream(f"{path}/.probe"):
             pass
         filesystem.delete_file(f"{path}/.probe")
-    except (OSError, ValueError) as error:
-        _refuse_path(url, str(error))
-    local = Path(tempfile.mkdtemp())
-    try:
-        yield local
-    finally:
-        if any(local.iterdir()):
-            _upload(local, filesystem, path, url)
-        elif not filesystem.get_file_info(fs.FileSelector(path)):
-            filesystem.delete_dir(path)
-        shutil.rmtree(local)
-
-
-def _upload(local: Path, filesystem: Any, path: str, url: str) -> None:
-    try:
-        fs.copy_files(str(local), path, destination_filesystem=filesystem)
     except OSError as error:
-        raise OSError(f"the results could not be copied to {url}; they are in {local}.") from error
+        _refuse_path(url, str(error))
+    folder = SweepFolder(url, filesystem, path, _live_folder(url))
+    shutil.rmtree(folder.local, ignore_errors=True)  # of a sweep that is no longer there
+    folder.local.mkdir(parents=True)
+    yield from _with_upload(folder)
+
+
+def _with_upload(folder: SweepFolder) -> Iterator[SweepFolder]:
+    try:
+        yield folder
+    finally:
+        if any(folder.local.iterdir()):
+            _upload(folder)
+        elif not folder.filesystem.get_file_info(fs.FileSelector(folder.path)):
+            folder.filesystem.delete_dir(folder.path)
+        shutil.rmtree(folder.local)
+
+
+def _upload(folder: SweepFolder) -> None:
+    try:
+        folder.publish()
+    except OSError as error:
+        raise OSError(
+            f"the results could not be copied to {folder.uri}; they are in {folder.local}, "
+            "from where --resume on this machine goes on."
+        ) from error
+
+
+def _live_folder(uri: str) -> Path:
+    """Where the driver's files of a sweep at a URL live; the same for each of its drivers here."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    digest = hashlib.sha256(uri.encode()).hexdigest()[:12]
+    return Path(state, "tune_jobs", f"{uri.rpartition('/')[-1]}-{digest}")
+
+
+def _fetch(folder: SweepFolder, name: str) -> None:
+    remote, local = f"{folder.path}/{name}", folder.local / name
+    here = local.read_bytes() if local.exists() else b""
+    try:
+        with folder.filesystem.open_input_stream(remote) as stream:
+            there = stream.readall()
+    except FileNotFoundError:
+        return
+    if here.startswith(there):
+        return  # the driver that died had got further than its last copy
+    if not there.startswith(here):
+        # Another machine has gone on with the sweep: what it did counts, what is here is kept.
+        local.replace(local.with_name(f"{name}.{hashlib.sha256(here).hexdigest()[:8]}"))
+    local.write_bytes(there)
+
+
+def _filesystem_of(uri: str) -> tuple[Any, str]:
+    if not is_url(uri):
+        return fs.LocalFileSystem(), uri
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (OSError, ValueError) as error:
+        _refuse_path(uri, str(error))
+    return filesystem, path
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -113,7 +216,10 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _refuse_name(name: str, folder: Any) -> NoReturn:
-    raise SettingsError(f"name {name!r} is taken: {folder} is there; choose another --name.")
+    raise SettingsError(
+        f"name {name!r} is taken: {folder} is there; choose another --name, "
+        "or go on with that sweep with --resume."
+    )
 
 
 def _refuse_path(storage_path: str, reason: str | None) -> NoReturn:

@@ -8,10 +8,11 @@ from optuna.storages.journal import JournalFileBackend
 
 from tune_jobs.engine.storage import downloaded, is_url
 
-__all__ = ["copy_to_memory", "load_study", "study_storage"]
+__all__ = ["STUDY_FILE", "copy_to_memory", "load_study", "study_storage"]
 
 # A journal: at 300 trials an Optuna call takes a fifth of SQLite's time, and all of it is spent in
-# the driver's loop. `optuna-dashboard study.log` opens it.
+# the driver's loop; and lines that are only ever appended are what a killed driver can leave behind
+# in one piece. `optuna-dashboard study.log` opens it, also while the sweep runs.
 STUDY_FILE = "study.log"
 
 

@@ -1,39 +1,59 @@
 """What a sweep prints: a line a finished trial, and the summary at its end."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.reasons import Reason
+from tune_jobs.engine.record import is_failed
 
 if TYPE_CHECKING:
     from tune_jobs.engine.results import Sweep
 
-__all__ = ["format_summary", "format_trial", "print_trial"]
+__all__ = ["TrialPrinter", "format_summary", "format_trial"]
 
 
-def print_trial(goal: Goal, study: optuna.Study, trial: FrozenTrial) -> None:
-    """Print the line of a trial that has just finished."""
-    print(format_trial(goal, study, trial), flush=True)
+class TrialPrinter:
+    """Prints a line for each trial that finishes.
+
+    Args:
+        goal: What is optimised.
+        trials: Those that have finished before.
+    """
+
+    def __init__(self, goal: Goal, trials: Iterable[FrozenTrial]) -> None:
+        self._goal = goal
+        self._best: FrozenTrial | None = None
+        for trial in trials:
+            self._note(trial)
+
+    def __call__(self, trial: FrozenTrial) -> None:
+        self._note(trial)
+        print(format_trial(self._goal, trial, self._best), flush=True)
+
+    def _note(self, trial: FrozenTrial) -> None:
+        if trial.state != TrialState.COMPLETE:
+            return
+        gain = self._goal.gain
+        if self._best is None or gain(trial.values[0]) > gain(self._best.values[0]):
+            self._best = trial
 
 
-def format_trial(goal: Goal, study: optuna.Study, trial: FrozenTrial) -> str:
+def format_trial(goal: Goal, trial: FrozenTrial, best: FrozenTrial | None) -> str:
     """Number, state, value, parameters and the best so far, as Optuna's own log has them."""
     curve = trial.intermediate_values
     epoch = goal.best_epoch(curve)
     value = "" if epoch is None else f" with value {curve[epoch]:.5g}"
     if len(curve) > 1:
         value += f" at epoch {epoch}"
-    state = trial.state.name
+    state = "FAIL" if is_failed(trial) else trial.state.name
     if trial.state != TrialState.COMPLETE:
         state += f" ({trial.user_attrs.get('reason')})"
     line = f"Trial {trial.number} {state}{value} and parameters {_format_config(trial.params)}."
-    try:
-        best = study.best_trial
-    except ValueError:  # none is complete yet
+    if best is None:
         return line
     return f"{line} Best is trial {best.number} with value {best.value:.5g}."
 
@@ -47,7 +67,7 @@ def format_summary(sweep: "Sweep") -> str:
         f"{sweep.goal.metric}: {sweep.best_score:.5g}{where}, trial {sweep.best_trial}",
     ]
     if sweep.best_state != "COMPLETE":
-        lines.append("  of a trial that was stopped early: none was complete")
+        lines.append("  of a trial that was not run to its end: none is complete")
     if sweep.test:
         lines.append("Test: " + ", ".join(f"{k} {v:.5g}" for k, v in sweep.test.items()))
     lines.append(_format_counts(sweep.rows))
@@ -67,15 +87,15 @@ def format_summary(sweep: "Sweep") -> str:
 
 def _format_counts(rows: list[dict[str, Any]]) -> str:
     states = Counter(row["state"] for row in rows)
-    reasons = Counter(row["reason"] for row in rows)
+    reasons = Counter(row["reason"] for row in rows if row["state"] in ("COMPLETE", "PRUNED"))
     text = (
         f"Trials: {states['COMPLETE']} finished, {reasons[Reason.ASHA]} stopped by ASHA, "
         f"{states['FAIL']} failed"
     )
     for reason, count in reasons.items():
-        if reason in list(Reason) and reason != Reason.ASHA and Reason(reason).is_early:
+        if reason != Reason.ASHA and Reason(reason).is_early:
             text += f", {count} ended by {reason}"
-    return text
+    return text + (f", {states['RUNNING']} unfinished" if states["RUNNING"] else "")
 
 
 def _trained_beside_its_gpu(sweep: "Sweep") -> bool:

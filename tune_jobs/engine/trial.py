@@ -10,6 +10,7 @@ import importlib
 import inspect
 import math
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,14 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
 from ray import tune
 from ray.train._internal.session import get_session
 
+from tune_jobs.engine.checkpoints import CHECKPOINT_FILE, check_checkpoint
 from tune_jobs.engine.resources import Resources
 from tune_jobs.engine.settings import LightningSettings, SettingsError
 
 __all__ = [
-    "CHECKPOINT_FILE",
     "MetricNotLoggedError",
     "OrderlyTrial",
     "Recipe",
@@ -34,8 +36,6 @@ __all__ = [
     "make_trainer",
     "prepare_device",
 ]
-
-CHECKPOINT_FILE = "checkpoint.ckpt"
 
 # Set by the engine from the settings. Two masters over one of these would make the settings lie.
 ENGINE_KWARGS = {
@@ -171,7 +171,12 @@ def lightning_trial(
         _name_versions(pl, _as_list(kwargs.get("logger")), trial_folder)
         trainer = make_trainer(model, resources, max_epochs=settings.max_epochs, **kwargs)
         with tempfile.TemporaryDirectory() as folder:
-            trainer.fit(model, recipe.make_data(config, data), ckpt_path=_resume_from(folder))
+            trainer.fit(
+                model,
+                recipe.make_data(config, data),
+                ckpt_path=_resume_from(folder),
+                weights_only=False,  # a trial's own, with whatever hyperparameters it has
+            )
         if report.stopped:
             sys.exit(0)  # as Ray's own stop does, but after Lightning has ended in order
         if not report.has_reported:
@@ -225,6 +230,32 @@ def lightning_package(module: Any) -> Any:
     raise TypeError(f"make_model must return a LightningModule, got {type(module).__name__}.")
 
 
+def get_random_states() -> dict[str, Any]:
+    """The random states of torch, NumPy and Python, as `torch.load(weights_only=True)` reads."""
+    import numpy as np
+    import torch
+
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": (kind, keys.tolist(), *rest),  # type: ignore[union-attr]
+        "python": random.getstate(),
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Set what `get_random_states` returned, so that a trial goes on as if it had never stopped."""
+    import numpy as np
+    import torch
+
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    np.random.set_state(states["numpy"])
+    random.setstate(states["python"])
+
+
 def _as_list(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
         return list(value)
@@ -245,6 +276,7 @@ def _resume_from(folder: str) -> str | None:
     if checkpoint is None:
         return None
     checkpoint.to_directory(folder)
+    check_checkpoint(fs.LocalFileSystem(), folder)
     return str(Path(folder, CHECKPOINT_FILE))
 
 
@@ -261,6 +293,13 @@ def _make_report_callback(pl: Any, metric: str) -> Any:
             self.has_reported = False
             self.stopped = False
             self._validated = False
+
+        def state_dict(self) -> dict[str, Any]:
+            return get_random_states()
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            # Here: by `on_train_start` the order of the first batches has been drawn.
+            set_random_states(state_dict)
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             self._validated = not trainer.sanity_checking

@@ -1,0 +1,250 @@
+"""Configs to try first, other sweeps to learn from, failed trials to run again."""
+
+import json
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import optuna
+import pytest
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+
+from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.manifest import Manifest
+from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
+from tune_jobs.engine.record import Record
+from tune_jobs.engine.search import StudySearch, convert_space
+from tune_jobs.engine.seeding import (
+    enqueue,
+    keep_others,
+    others_of,
+    read_configs,
+    read_others,
+    retry_failed,
+)
+from tune_jobs.engine.settings import Settings, SettingsError
+
+GOAL = Goal("score", "max")
+SPACE = {"x": tune.uniform(0, 1), "n": tune.choice([1, 2]), "constant": 7}
+SEARCH_SPACE = convert_space(SPACE)
+
+
+def write(folder: Path, content: Any) -> str:
+    file = folder / "configs.json"
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+def make_search(record: Record) -> tuple[StudySearch, Endings]:
+    endings = Endings()
+    sampler = TPESampler(n_startup_trials=5)
+    others = others_of(record)
+    return StudySearch(SEARCH_SPACE, GOAL, record, sampler, 0, endings, others), endings
+
+
+def run(search: StudySearch, record: Record, trial_id: str, score: float) -> dict[str, Any]:
+    config: dict[str, Any] = search.suggest(trial_id)
+    record.report(trial_id, score, {"epoch": 1, "score": score}, None)
+    search.on_trial_complete(trial_id)
+    return config
+
+
+def test_given_configs_are_tried_first_and_what_they_leave_open_is_searched(
+    tmp_path: Path,
+) -> None:
+    record = Record.create(tmp_path, "s", GOAL, Event())
+    file = write(tmp_path, [{"x": 0.25, "n": 2}, {"x": 0.75, "constant": 7}])
+    assert enqueue(record, read_configs(file, SEARCH_SPACE)) == 2
+    search, _ = make_search(record)
+    assert run(search, record, "a", 0.1) == {"x": 0.25, "n": 2, "constant": 7}
+    second = run(search, record, "b", 0.1)
+    assert second["x"] == 0.75
+    assert second["n"] in (1, 2)
+    assert run(search, record, "c", 0.1)["x"] not in (0.25, 0.75)
+    assert [trial.number for trial in record.trials()] == [0, 1, 2]
+
+
+def test_given_configs_are_tried_once_however_often_they_are_given(tmp_path: Path) -> None:
+    record = Record.create(tmp_path, "s", GOAL, Event())
+    configs = read_configs(write(tmp_path, {"x": 0.25}), SEARCH_SPACE)
+    assert enqueue(record, configs) == 1
+    assert enqueue(record, configs) == 0
+    search, _ = make_search(record)
+    run(search, record, "a", 0.1)
+    again = Record.open(tmp_path, Event())
+    assert enqueue(again, configs) == 0
+    search, _ = make_search(again)
+    assert run(search, again, "b", 0.1)["x"] != 0.25
+
+
+def test_stock_search_queues_them_again_whenever_it_is_made(tmp_path: Path) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    for trial_id in ("a", "b"):  # the second stands for what a restored sweep makes
+        stock = OptunaSearch(
+            space, metric="score", mode="max", storage=storage, points_to_evaluate=[{"x": 0.25}]
+        )
+        assert stock.suggest(trial_id) == {"x": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([{"y": 1}], "has 'y'; the space has x, n"),
+        ([{"x": 2.0}], "has x = 2.0, which is not in the space: FloatDistribution"),
+        ([{"n": 3}], "has n = 3, which is not in the space: CategoricalDistribution"),
+        ([{"x": "a"}], "has x = 'a', which is not in the space"),
+        ([{"constant": 8}], "has constant = 8, which is not in the space: 7"),
+        ([], "must hold a list of configs"),
+        ([3], "must hold a list of configs"),
+        ([{}], "must hold a list of configs"),
+    ],
+)
+def test_config_that_is_not_in_the_space_is_refused(
+    content: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read_configs(write(tmp_path, content), SEARCH_SPACE)
+
+
+def test_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_configs(str(tmp_path / "none.json"), SEARCH_SPACE)
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_configs(str(tmp_path / "bad.json"), SEARCH_SPACE)
+
+
+def fail(search: StudySearch, endings: Endings, trial_id: str) -> None:
+    search.suggest(trial_id)
+    endings.failures[trial_id] = Failure("KeyError", Blame.TRIAL, "KeyError: lr", "Traceback")
+    search.on_trial_complete(trial_id, error=True)
+
+
+def test_failed_trial_is_run_again_as_a_new_one_and_its_result_reaches_the_study(
+    tmp_path: Path,
+) -> None:
+    record = Record.create(tmp_path, "s", GOAL, Event())
+    search, endings = make_search(record)
+    fail(search, endings, "a")
+    run(search, record, "b", 0.5)
+    assert retry_failed(record) == 1
+    assert record.num_retries == 1
+    config = run(search, record, "c", 0.9)
+    failed, _, retried = record.trials()
+    assert retried.params == failed.params == {"x": config["x"], "n": config["n"]}
+    assert (failed.state, retried.state) == (TrialState.PRUNED, TrialState.COMPLETE)
+    assert record.study.best_value == 0.9
+    assert retried.system_attrs["failed_trial"] == 0
+    assert retry_failed(record) == 0
+
+
+def test_trial_that_fails_again_may_be_run_a_third_time(tmp_path: Path) -> None:
+    record = Record.create(tmp_path, "s", GOAL, Event())
+    search, endings = make_search(record)
+    fail(search, endings, "a")
+    retry_failed(record)
+    fail(search, endings, "b")
+    assert retry_failed(record) == 1
+    waiting = record.next_waiting()
+    assert waiting is not None
+    assert waiting.system_attrs["failed_trial"] == 0
+    assert waiting.system_attrs["retry_history"] == [0, 1]
+
+
+def test_stock_search_never_hears_of_a_trial_that_is_run_again() -> None:
+    stock = OptunaSearch(
+        OptunaSearch.convert_search_space({"x": tune.uniform(0, 1)}), metric="score", mode="max"
+    )
+    stock.suggest("a")
+    stock.on_trial_complete("a", error=True)
+    stock.on_trial_complete("a", {"score": 0.9})  # with `resume_errored`
+    assert stock._ot_study.get_trials()[0].value is None
+    with pytest.raises(KeyError):  # with `restart_errored`, under a new id
+        stock.on_trial_complete("b", {"score": 0.9})
+
+
+def make_other(folder: Path, space: Any = SPACE, goal: Goal = GOAL) -> str:
+    """Another sweep: complete, stopped, diverged and failed trials, and one that runs."""
+    folder.mkdir()
+    Manifest.of(Settings(), goal, convert_space(space)).write(folder)
+    record = Record.create(folder, "other", goal, Event())
+    endings = Endings()
+    search = StudySearch(convert_space(space), goal, record, TPESampler(), 1, endings)
+    for number, reason in enumerate((None, Reason.ASHA, Reason.NAN)):
+        trial_id = str(number)
+        search.suggest(trial_id)
+        record.report(trial_id, 0.5, {"epoch": 1, "score": 0.5}, reason)
+        if reason is not None:
+            endings.reasons[trial_id] = reason
+        search.on_trial_complete(trial_id)
+    fail(search, endings, "3")
+    search.suggest("4")
+    return str(folder)
+
+
+def test_sampler_is_shown_the_finished_trials_of_another_sweep_and_the_study_is_not(
+    tmp_path: Path,
+) -> None:
+    other = make_other(tmp_path / "other")
+    packed = read_others(other, GOAL, SEARCH_SPACE, str(tmp_path))
+    folder = tmp_path / "s"
+    folder.mkdir()
+    record = Record.create(folder, "s", GOAL, Event())
+    keep_others(record, packed)
+    for opened in (record, Record.open(folder, Event())):  # also where the other is gone
+        search, _ = make_search(opened)
+        shown = search._ot_study.get_trials()
+        assert [t.state.name for t in shown] == ["COMPLETE", "PRUNED", "PRUNED", "PRUNED"]
+        assert [t.intermediate_values for t in shown] == [{1: 0.5}, {1: 0.5}, {}, {}]
+        assert not opened.trials()
+    run(search, opened, "a", 0.1)
+    assert opened.trials()[0].number == 0
+    assert opened.study.best_value == 0.1
+
+
+def test_other_sweep_may_be_given_by_its_name(tmp_path: Path) -> None:
+    make_other(tmp_path / "other")
+    assert len(read_others("other", GOAL, SEARCH_SPACE, str(tmp_path))) == 4
+
+
+def test_other_sweep_may_be_at_a_url(tmp_path: Path) -> None:
+    make_other(tmp_path / "other")
+    assert len(read_others(f"file://{tmp_path}/other", GOAL, SEARCH_SPACE, str(tmp_path))) == 4
+
+
+def test_trials_are_taken_where_the_spaces_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_other(tmp_path / "other")
+    values = [
+        trial["params"]["x"] for trial in read_others("other", GOAL, SEARCH_SPACE, str(tmp_path))
+    ]
+    upper = sorted(values)[2]
+    narrow = convert_space({**SPACE, "x": tune.uniform(0, upper)})
+    assert len(read_others("other", GOAL, narrow, str(tmp_path))) == 3
+    assert "Learning from 3 of the 4 finished trials" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("goal", "space", "message"),
+    [
+        (Goal("score", "min"), SPACE, r"optimises score \(max\), not score \(min\)"),
+        (Goal("loss", "max"), SPACE, r"optimises score \(max\), not loss \(max\)"),
+        (GOAL, {"z": tune.uniform(0, 1)}, "none of the 4 finished trials"),
+    ],
+)
+def test_other_sweep_that_cannot_be_learnt_from_is_refused(
+    goal: Goal, space: Any, message: str, tmp_path: Path
+) -> None:
+    make_other(tmp_path / "other")
+    with pytest.raises(SettingsError, match=message):
+        read_others("other", goal, convert_space(space), str(tmp_path))
+
+
+def test_other_sweep_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="warm_start: no sweep can be read at"):
+        read_others("none", GOAL, SEARCH_SPACE, str(tmp_path))

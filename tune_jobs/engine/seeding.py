@@ -1,0 +1,197 @@
+"""What a search begins with: configs to try first, other sweeps to learn from, failed trials."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from ray.tune.utils import flatten_dict
+
+from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.manifest import MANIFEST_FILE, Manifest
+from tune_jobs.engine.record import Record, is_failed
+from tune_jobs.engine.search import SearchSpace
+from tune_jobs.engine.settings import SettingsError
+from tune_jobs.engine.storage import downloaded, is_url, storage_uri
+from tune_jobs.engine.study import load_study
+from tune_jobs.engine.view import shown_curve
+
+__all__ = [
+    "enqueue",
+    "keep_others",
+    "others_of",
+    "read_configs",
+    "read_others",
+    "retry_failed",
+]
+
+OTHERS = "tune_jobs:others"
+
+
+def read_configs(file: str, space: SearchSpace) -> list[dict[str, Any]]:
+    """Read configs that are to be tried first, flat; what one leaves open is searched.
+
+    Raises:
+        SettingsError: The file cannot be read, or holds what is not in the space.
+    """
+    try:
+        content = json.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"enqueue: {file} cannot be read: {error}.") from error
+    configs = content if isinstance(content, list) else [content]
+    if not configs or not all(isinstance(config, dict) and config for config in configs):
+        raise SettingsError(
+            f'enqueue: {file} must hold a list of configs, such as [{{"lr": 0.001}}].'
+        )
+    flat = [dict(flatten_dict(config)) for config in configs]
+    if not callable(space.searched):
+        for config in flat:
+            _check_config(file, config, space)
+    return [{k: v for k, v in config.items() if k not in space.constants} for config in flat]
+
+
+def enqueue(record: Record, configs: Iterable[dict[str, Any]]) -> int:
+    """Put configs into the queue, each once in the life of a sweep (a restored OptunaSearch
+    queues its `points_to_evaluate` again).
+
+    Returns:
+        How many are new.
+    """
+    known = [trial.system_attrs.get("fixed_params") for trial in record.trials()]
+    new = [config for config in configs if config not in known]
+    for config in new:
+        record.enqueue(config)
+    return len(new)
+
+
+def retry_failed(record: Record) -> int:
+    """Put the configs of failed trials into the queue, as new trials: what failed stays recorded.
+
+    A trial whose second attempt failed as well is tried a third time. The attributes are those of
+    Optuna's own `RetryFailedTrialCallback`.
+
+    Returns:
+        How many there are.
+    """
+    trials = record.trials()
+    retried = {trial.system_attrs.get("retry_of") for trial in trials}
+    failed = [trial for trial in trials if is_failed(trial) and trial.number not in retried]
+    for trial in failed:
+        history = [*trial.system_attrs.get("retry_history", ()), trial.number]
+        first = trial.system_attrs.get("failed_trial", trial.number)
+        attrs = {"failed_trial": first, "retry_history": history, "retry_of": trial.number}
+        record.enqueue(trial.params, attrs)
+    return len(failed)
+
+
+def read_others(
+    path: str, goal: Goal, space: SearchSpace, storage_path: str
+) -> list[dict[str, Any]]:
+    """Read the finished trials of another sweep that agree with this one's space, as JSON.
+
+    They are no trials of this sweep: neither counted, nor ever its best.
+
+    Args:
+        path: The other sweep's folder or URL, or its name in `storage_path`.
+        goal: What this one optimises.
+        space: What it searches.
+        storage_path: Where it is.
+
+    Raises:
+        SettingsError: There is no such sweep, it optimises something else, or none agrees.
+    """
+    trials = [trial for trial in _load_other(path, goal, storage_path) if trial.state.is_finished()]
+    agreeing = [trial for trial in trials if _agrees(trial, space)]
+    if not agreeing:
+        raise SettingsError(
+            f"warm_start: none of the {len(trials)} finished trials of {path} agrees with the "
+            "space; they must have the same parameters, with values that can be drawn here."
+        )
+    print(f"Learning from {len(agreeing)} of the {len(trials)} finished trials of {path}")
+    return [_pack(trial, space) for trial in agreeing]
+
+
+def keep_others(record: Record, others: list[dict[str, Any]]) -> None:
+    """Keep in the record what `read_others` has read, for later drivers too."""
+    record.keep({OTHERS: others})
+
+
+def others_of(record: Record) -> list[FrozenTrial]:
+    """The trials that `keep_others` has kept."""
+    return [_unpack(packed) for packed in record.kept().get(OTHERS, ())]
+
+
+def _load_other(path: str, goal: Goal, storage_path: str) -> list[FrozenTrial]:
+    is_path = is_url(path) or Path(path).is_dir()
+    folder = path if is_path else f"{storage_uri(storage_path)}/{path}"
+    try:
+        if is_url(folder):
+            with downloaded(f"{folder}/{MANIFEST_FILE}") as local:
+                manifest = Manifest.read(local)
+        else:
+            manifest = Manifest.read(Path(folder))
+        trials = load_study(folder).get_trials()
+    except (OSError, ValueError, SettingsError) as error:
+        raise SettingsError(f"warm_start: no sweep can be read at {folder}: {error}") from error
+    if (manifest.metric, manifest.mode) != (goal.metric, goal.mode):
+        raise SettingsError(
+            f"warm_start: {folder} optimises {manifest.metric} ({manifest.mode}), "
+            f"not {goal.metric} ({goal.mode}); its scores cannot be compared."
+        )
+    return trials
+
+
+def _agrees(trial: FrozenTrial, space: SearchSpace) -> bool:
+    if callable(space.searched):
+        return True  # which parameters there are shows when it is called
+    return trial.params.keys() == space.searched.keys() and all(
+        _contains(space.searched[name], value) for name, value in trial.params.items()
+    )
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
+    except (ValueError, TypeError):  # another type, or none of the choices
+        return False
+
+
+def _check_config(file: str, config: dict[str, Any], space: SearchSpace) -> None:
+    assert not callable(space.searched)
+    for name, value in config.items():
+        if name in space.constants:
+            is_known = value == space.constants[name]
+        elif name in space.searched:
+            is_known = _contains(space.searched[name], value)
+        else:
+            known = ", ".join(space.searched)
+            raise SettingsError(f"enqueue: {file} has {name!r}; the space has {known}.")
+        if not is_known:
+            domain = space.searched.get(name, space.constants.get(name))
+            raise SettingsError(
+                f"enqueue: {file} has {name} = {value!r}, which is not in the space: {domain}."
+            )
+
+
+def _pack(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
+    own = trial.distributions if callable(space.searched) else space.searched
+    return {
+        "state": trial.state.name,
+        "params": trial.params,
+        "distributions": {name: distribution_to_json(own[name]) for name in trial.params},
+        "values": trial.values if trial.state == TrialState.COMPLETE else None,
+        "curve": shown_curve(trial),
+    }
+
+
+def _unpack(packed: dict[str, Any]) -> FrozenTrial:
+    distributions = packed["distributions"].items()
+    return create_trial(
+        state=TrialState[packed["state"]],
+        params=packed["params"],
+        distributions={name: json_to_distribution(text) for name, text in distributions},
+        values=packed["values"],
+        intermediate_values={int(epoch): score for epoch, score in packed["curve"].items()},
+    )

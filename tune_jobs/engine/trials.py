@@ -1,0 +1,149 @@
+"""Tune's trials: recorded ones as they stood, then what the search suggests: `TrialQueue`."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from ray.air.constants import EXPR_ERROR_FILE
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Checkpoint
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher, SearchGenerator
+from ray.tune.utils import flatten_dict
+
+from tune_jobs.engine.callbacks import write_results
+from tune_jobs.engine.checkpoints import Shelf
+from tune_jobs.engine.reasons import Blame, failure_of
+from tune_jobs.engine.record import error_of, is_failed, results_of
+from tune_jobs.engine.search import StudySearch
+
+__all__ = ["SweepTrial", "TrialQueue"]
+
+
+class SweepTrial(Trial):
+    """A trial that goes on after its process or its machine has died, and after nothing else.
+
+    Ray's `max_failures` counts every cause alike, so that a config which raises is run again too.
+    """
+
+    def should_recover(self) -> bool:
+        return failure_of(self).blame == Blame.CLUSTER and bool(super().should_recover())
+
+
+class TrialQueue(SearchGenerator):
+    """Hands Tune the trials of a sweep, and no more at a time than there are slots.
+
+    A sweep that is gone on with is a new one to Tune, whose first trials are the recorded ones:
+    finished ones as they ended, the others to go on from their last checkpoint. Tune's own way,
+    `Tuner.restore`, goes by a snapshot that is up to 10 s or more behind, forgets the scheduler
+    (ray#30838), cannot add trials (ray#42221), and starts restored ones beyond the concurrency
+    limit (ray#40652).
+
+    Args:
+        search: Gives the configs of new trials.
+        recorded: The trials of the record that have been started.
+        slots: Trials side by side.
+        shelf: The checkpoints that are there.
+        on_recall: Called with each finished trial that is handed out again, and what is recorded.
+    """
+
+    def __init__(
+        self,
+        search: StudySearch,
+        recorded: list[FrozenTrial],
+        slots: int,
+        shelf: Shelf,
+        on_recall: Callable[[Trial, FrozenTrial], None],
+    ) -> None:
+        super().__init__(search)
+        # Finished ones first: they take no slot, and Tune's results are to hold all trials.
+        self._recorded = deque(sorted(recorded, key=lambda t: not t.state.is_finished()))
+        self._num_started = len(recorded)
+        self._slots = slots
+        self._shelf = shelf
+        self._on_recall = on_recall
+        self._live: set[str] = set()
+
+    def next_trial(self) -> Trial | None:
+        if self._recorded and self._recorded[0].state.is_finished():
+            return self._recall(self._recorded.popleft())
+        if self.is_finished() or len(self._live) >= self._slots:
+            return None
+        trial = self._recall(self._recorded.popleft()) if self._recorded else self._suggest()
+        if trial is not None:
+            self._live.add(trial.trial_id)
+        return trial
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._live.discard(trial_id)
+        super().on_trial_complete(trial_id, result, error)
+
+    def is_finished(self) -> bool:
+        none_left = not self._recorded and self._num_started >= self.total_samples
+        return bool(none_left or self._finished)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # for `tuner.pkl`, which Tune writes; nothing of ours is restored from there
+
+    def _suggest(self) -> Trial | None:
+        trial_id = Trial.generate_id()
+        config = self.searcher.suggest(trial_id)
+        if config == Searcher.FINISHED:
+            self._finished = True
+            return None
+        self._num_started += 1
+        return self._make(trial_id, config)
+
+    def _recall(self, recorded: FrozenTrial) -> Trial:
+        trial = self._make(recorded.user_attrs["trial_id"], self.searcher.config_of(recorded))
+        trial.init_local_path()
+        results = results_of(recorded)
+        kept = self._shelf.of(trial.storage.trial_dir_name, results)
+        self._shelf.remove_others(trial.storage.trial_dir_name, kept.values())
+        for epoch, path in kept.items():
+            checkpoint = Checkpoint(path, self._shelf.filesystem)
+            trial.run_metadata.checkpoint_manager.register_checkpoint(
+                _TrainingResult(checkpoint, dict(results[epoch]))
+            )
+            # Ray counts on from here.
+            trial.storage.current_checkpoint_index = int(path.rpartition("_")[-1])
+        if recorded.state.is_finished():
+            self._end(trial, recorded, results)
+        else:
+            # What was trained beyond the last checkpoint is trained again.
+            results = {epoch: r for epoch, r in results.items() if epoch <= max(kept, default=0)}
+        for result in results.values():
+            trial.update_last_result(dict(result))
+        return trial
+
+    def _end(
+        self, trial: Trial, recorded: FrozenTrial, results: Mapping[int, dict[str, Any]]
+    ) -> None:
+        # Their logs may have been in Ray's staging folder only when the driver died.
+        write_results(trial, results)
+        error = error_of(recorded)
+        if error is not None:
+            Path(trial.local_path, EXPR_ERROR_FILE).write_text(error)
+            trial.run_metadata.error_filename = EXPR_ERROR_FILE
+        trial.set_status(Trial.ERROR if is_failed(recorded) else Trial.TERMINATED)
+        self._on_recall(trial, recorded)
+
+    def _make(self, trial_id: str, config: dict[str, Any]) -> Trial:
+        spec = self._experiment.spec
+        return SweepTrial(
+            spec["run"],
+            trial_id=trial_id,
+            config=config,
+            evaluated_params=flatten_dict(config),
+            stopping_criterion=spec["stop"],
+            checkpoint_config=spec["checkpoint_config"],
+            placement_group_factory=spec["resources_per_trial"],
+            trial_dirname_creator=spec["trial_dirname_creator"],
+            log_to_file=spec["log_to_file"],
+            storage=spec["storage"],
+            max_failures=spec["max_failures"],
+        )
