@@ -24,6 +24,7 @@ from tune_jobs.engine import (
     load_study,
     run_sweep,
 )
+from tune_jobs.engine.record import results_of
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +62,8 @@ def test_each_end_of_a_trial_is_recorded_as_what_it_was(tmp_path: Path) -> None:
     assert {fate: row["epochs"] for fate, row in rows.items()} == {
         "good": 4, "nan": 2, "raise": 1, "oom": 1, "die": 4
     }  # fmt: skip
+    scores = [result["score"] for result in results_of(sweep.study.trials[1]).values()]
+    assert scores[1:] == ["nan"]  # one epoch, where it would have run to its end
     states = [trial.state.name for trial in sweep.study.trials]
     assert states == ["COMPLETE", "PRUNED", "PRUNED", "PRUNED", "COMPLETE"]
     whole = curves(sweep)[0]
@@ -169,6 +172,8 @@ def test_finished_sweep_is_extended_and_another_is_learnt_from(tmp_path: Path) -
     assert max(abs(row["config/x"] - 0.3) for row in more.rows[12:]) < 0.6
     again = run(name="a", num_trials=24, resume=True)
     assert again.rows == more.rows
+    ended = run(name="a", num_trials=30, resume=True, stop_at=-1.0)  # long reached
+    assert ended.rows == more.rows
 
     learnt = run(name="b", num_trials=6, warm_start="a")
     assert len(learnt.rows) == len(learnt.study.trials) == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations  # classes inside functions go to the workers by value
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_jobs.engine import LightningSettings, Settings, Sweep, run_sweep
+from tune_jobs.engine import LightningSettings, Settings, Sweep, SweepFailedError, run_sweep
 
 pytestmark = pytest.mark.slow
 
@@ -316,3 +317,94 @@ def test_arrays_reach_the_trials_without_a_copy_and_a_budget_does_not_wait_for_a
     assert rows[0.0]["state"] == "COMPLETE"
     assert (rows[1.0]["state"], rows[1.0]["reason"]) == ("RUNNING", "time budget")
     assert rows[1.0]["epochs"] == 0
+
+
+def test_stock_runs_a_config_that_raises_again_and_again_and_ours_once(tmp_path: Path) -> None:
+    file = tmp_path / "runs.txt"
+
+    def fail(config: dict[str, Any]) -> float:
+        with file.open("a") as runs:
+            runs.write("x")
+        raise ArithmeticError
+
+    tune.Tuner(
+        fail,
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path),
+            name="stock",
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=2),
+        ),
+    ).fit()
+    assert file.read_text() == "xxx"
+    file.write_text("")
+    with pytest.raises(SweepFailedError):
+        fit_ours(fail, tmp_path, num_trials=1, max_failures=2)
+    assert file.read_text() == "x"
+
+
+def test_stock_asha_has_forgotten_its_rungs_when_it_is_restored(tmp_path: Path) -> None:
+    def train(config: dict[str, Any]) -> None:
+        for _ in range(4):
+            tune.report({"score": config["x"]})
+
+    asha = tune.schedulers.ASHAScheduler(max_t=4, grace_period=1, reduction_factor=2)
+    fit_stock(train, tmp_path, num_trials=6, scheduler=asha)
+    assert sum(len(recorded) for _, recorded in asha._brackets[0]._rungs) > 6
+    restored = tune.Tuner.restore(str(tmp_path / "stock"), train, resume_errored=True)
+    again = restored._local_tuner._tune_config.scheduler
+    assert all(not recorded for _, recorded in again._brackets[0]._rungs)
+
+
+KILLED = """
+import os, sys, time
+import optuna, ray
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+
+folder, command = sys.argv[1:]
+
+def train(config):
+    for step in range(5):
+        tune.report({"score": config["x"] + step})
+        time.sleep(0.1)
+
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+if command == "restore":
+    tuner = tune.Tuner.restore(f"{folder}/stock", train)
+else:
+    search = OptunaSearch(
+        metric="score",
+        mode="max",
+        storage=JournalStorage(JournalFileBackend(f"{folder}/study.log")),
+        study_name="stock",
+    )
+    tuner = tune.Tuner(
+        train,
+        param_space={"x": tune.uniform(0, 1)},
+        tune_config=tune.TuneConfig(
+            search_alg=search, num_samples=30, metric="score", mode="max",
+            max_concurrent_trials=2, reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(storage_path=folder, name="stock", verbose=0),
+    )
+tuner.fit()
+"""
+
+
+def test_stock_cannot_restore_a_killed_sweep_whose_study_is_in_a_file(tmp_path: Path) -> None:
+    """Ours does: see `test_sweep_that_was_killed_ends_as_one_that_was_not`."""
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)]
+    driver = subprocess.Popen([*command, "start"], stderr=subprocess.DEVNULL)
+    study = tmp_path / "study.log"
+    deadline = time.monotonic() + 90
+    while not study.exists() or study.read_text().count('"state":1') < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    restored = subprocess.run([*command, "restore"], capture_output=True, text=True, timeout=120)
+    assert restored.returncode != 0
+    assert "UpdateFinishedTrialError" in restored.stderr

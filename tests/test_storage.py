@@ -130,6 +130,15 @@ def test_what_a_killed_driver_had_not_copied_to_its_url_is_gone_on_from(tmp_path
     assert not folder.local.exists()
 
 
+def test_sweep_that_is_refused_is_left_as_it_is_at_its_url_and_here(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/far"
+    die_at_a_url(url, "one\ndamaged\n")
+    with pytest.raises(SettingsError), old_folder(url, "s", "study.log") as folder:
+        raise SettingsError("line 2 is damaged")
+    assert (tmp_path / "far" / "s" / "study.log").read_text() == "one\n"
+    assert (folder.local / "study.log").read_text() == "one\ndamaged\n"
+
+
 def test_what_another_machine_did_at_the_url_counts_and_what_is_here_is_kept(
     tmp_path: Path,
 ) -> None:

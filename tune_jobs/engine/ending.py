@@ -69,14 +69,14 @@ class SweepStopper(Stopper):
         return None
 
     @property
-    def trouble(self) -> str:
-        """What is wrong with the storage, in a sentence."""
+    def trouble(self) -> str | None:
+        """What is wrong with the storage, in a sentence; None: nothing."""
         if self._lost.is_set():
             return "another driver has taken the sweep over; this one ends and leaves it alone."
         if self._record.trouble is not None:
             return f"{self._record.trouble}."
         failure = self.watcher.storage_failure
-        return f"{failure.message if failure else 'the storage failed'}."
+        return None if failure is None else f"{failure.message}."
 
     def interrupt(self) -> None:
         """End the sweep; called by a signal."""

@@ -38,7 +38,7 @@ class Reason(StrEnum):
     @property
     def is_resumable(self) -> bool:
         """Whether what ended the sweep leaves its trials to be gone on with."""
-        return self != Reason.OTHER_GOOD_ENOUGH
+        return self not in (Reason.OTHER_GOOD_ENOUGH, Reason.LOCK_LOST)
 
 
 class CheckpointError(OSError):

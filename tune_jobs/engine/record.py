@@ -108,6 +108,10 @@ class Record:
         """All trials in the order of their numbers; not to be changed."""
         return self.study.get_trials(deepcopy=False)
 
+    def started(self) -> list[FrozenTrial]:
+        """Those of them that have been started; the others wait."""
+        return [trial for trial in self.trials() if is_started(trial)]
+
     def trial(self, trial_id: str) -> FrozenTrial:
         """The trial with Tune's id."""
         return self._storage.get_trial(self._ids[trial_id])

@@ -29,7 +29,6 @@ from tune_jobs.engine.record import (
     error_of,
     folder_name,
     is_failed,
-    is_started,
     reason_of,
     results_of,
 )
@@ -146,7 +145,7 @@ def collect_results(
     Raises:
         SweepFailedError: No trial has a score; trials.csv is written all the same.
     """
-    trials = [trial for trial in record.trials() if is_started(trial)]
+    trials = record.started()
     configs = {trial.number: search.config_of(trial) for trial in trials}
     rows = [_make_row(goal, trial, configs[trial.number], ended) for trial in trials]
     _write_csv(folder.local / "trials.csv", rows)
@@ -312,8 +311,13 @@ def _log_of(path: str, trial: FrozenTrial) -> str:
 def _explain_failure(path: str, rows: list[dict[str, Any]], trials: list[FrozenTrial]) -> str:
     failed = [trial for trial in trials if is_failed(trial)]
     if not failed:
-        reasons = Counter(row["reason"] for row in rows)
-        counts = ", ".join(f"{count} ended by {reason}" for reason, count in reasons.items())
+        reasons = Counter(
+            f"unfinished ({row['reason']})"
+            if row["state"] == "RUNNING"
+            else f"ended by {row['reason']}"
+            for row in rows
+        )
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         return f"no trial of {path} has a score: {counts or 'none was started'}."
     first = failed[0]
     if reason_of(first) == MetricNotLoggedError.__name__:

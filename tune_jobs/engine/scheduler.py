@@ -56,6 +56,10 @@ class EpochScheduler(FIFOScheduler):
         decision: str = TrialScheduler.CONTINUE if reason is None else TrialScheduler.STOP
         return decision
 
+    def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> None:
+        """None: Tune starts what is pending by itself, and Ray's looks through all trials, ended
+        ones too, at each step."""
+
     def replay(self, trial_id: str, curve: Mapping[int, float]) -> None:
         """Take in what a trial has reported to an earlier driver; nothing is decided again."""
         for epoch in sorted(curve):

@@ -98,7 +98,16 @@ def old_folder(storage_path: str, name: str, *files: str) -> Iterator[SweepFolde
     folder.local.mkdir(parents=True, exist_ok=True)
     for file in files:
         _fetch(folder, file)
-    yield from _with_upload(folder)
+    is_refused = False
+    try:
+        yield folder
+    except SettingsError:
+        is_refused = True  # what is there is left as it is, and so is what is here
+        raise
+    finally:
+        if not is_refused:
+            _upload(folder)
+            shutil.rmtree(folder.local)
 
 
 @contextmanager
@@ -149,10 +158,6 @@ def _new_remote_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
     folder = SweepFolder(url, filesystem, path, _live_folder(url))
     shutil.rmtree(folder.local, ignore_errors=True)  # of a sweep that is no longer there
     folder.local.mkdir(parents=True)
-    yield from _with_upload(folder)
-
-
-def _with_upload(folder: SweepFolder) -> Iterator[SweepFolder]:
     try:
         yield folder
     finally:

@@ -11,7 +11,6 @@ and more apart, are never read. A trial goes on from its last recorded checkpoin
 reported beyond that stays until it is trained again, and is then replaced.
 """
 
-import dataclasses
 import importlib
 import inspect
 import os
@@ -26,33 +25,22 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.trial import TrialState
 from ray import tune
 
 from tune_jobs.engine.callbacks import ResultLogs
-from tune_jobs.engine.checkpoints import KeepBestCheckpoints, Shelf, check_checkpoint
+from tune_jobs.engine.checkpoints import KeepBestCheckpoints, Shelf
 from tune_jobs.engine.cluster import cluster_nodes, running_ray
 from tune_jobs.engine.ending import SweepStopper, interruptible
 from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.lock import LOCK_FILE, SweepLock
-from tune_jobs.engine.manifest import MANIFEST_FILE, Manifest
-from tune_jobs.engine.reasons import CheckpointError, Reason
-from tune_jobs.engine.record import Record, folder_name, is_started, reason_of, results_of
+from tune_jobs.engine.opening import OpenSweep, open_sweep
+from tune_jobs.engine.record import Record, reason_of
 from tune_jobs.engine.resources import Resources, plan_resources
-from tune_jobs.engine.results import BEST_FILE, Sweep, SweepFailedError, collect_results
+from tune_jobs.engine.results import Sweep, SweepFailedError, collect_results
 from tune_jobs.engine.scheduler import ASHA, EpochScheduler
 from tune_jobs.engine.search import SearchSpace, Space, StudySearch, convert_space
-from tune_jobs.engine.seeding import (
-    enqueue,
-    keep_others,
-    others_of,
-    read_configs,
-    read_others,
-    retry_failed,
-)
+from tune_jobs.engine.seeding import others_of
 from tune_jobs.engine.settings import LightningSettings, Settings, SettingsError
-from tune_jobs.engine.storage import SweepFolder, new_folder, old_folder, storage_uri
-from tune_jobs.engine.study import STUDY_FILE
+from tune_jobs.engine.storage import storage_uri
 from tune_jobs.engine.summary import TrialPrinter
 from tune_jobs.engine.trial import Recipe, function_trial, lightning_trial
 from tune_jobs.engine.trials import TrialQueue
@@ -105,119 +93,139 @@ def run_sweep(
     job = source.stem if source else "sweep"
     name = settings.name or f"{job}-{datetime.now():%Y%m%d-%H%M%S}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    lost = threading.Event()
-    with _locked_folder(settings, name, lost) as folder:
-        manifest, record = Manifest.of(settings, goal, search_space), None
-        if settings.resume and (earlier := _read_earlier(folder)):
-            earlier.check(manifest)
-            manifest = earlier
-            if earlier.data is not None and getattr(settings, "data", None) == "auto":
-                settings = dataclasses.replace(settings, data=earlier.data)  # type: ignore[call-arg]
-            record = Record.open(folder.local, lost)
-            _check_checkpoints(record, folder)
-        configs = read_configs(settings.enqueue, search_space) if settings.enqueue else []
-        others = []
-        if settings.warm_start and record is None:
-            others = read_others(settings.warm_start, goal, search_space, settings.storage_path)
-        with running_ray(settings.address):
-            resources = plan_resources(settings, cluster_nodes())
-            data = load_data(settings) if load_data is not None else None
-            data_name = getattr(data, "name", None)
-            if record is None:
-                dataclasses.replace(manifest, data=data_name).write(folder.local)
-                record = Record.create(folder.local, name, goal, lost)
-                keep_others(record, others)
-            elif data_name != manifest.data:
-                raise SettingsError(
-                    f"the sweep cannot be resumed with other data: its data is {manifest.data}, "
-                    f"not {data_name}."
-                )
-            enqueue(record, configs)
-            if settings.retry_failed:
-                retry_failed(record)
-            folder.publish()
-            print(f"{_headline(name, record, settings)}, {resources}", flush=True)
-            if objective is not None:
-                trainable = function_trial(objective, metric, resources)
-            else:
-                trainable = _make_lightning_trainable(recipe, goal, settings, resources, data)
-                # While the trials do the same: the winner is tested in this process.
-                _import_in_background("pytorch_lightning")
-            search, grid, ended = _run_trials(
-                trainable,
-                record,
-                search_space,
-                sampler or TPESampler(constant_liar=True),
-                goal,
-                settings,
-                resources,
-                folder,
-                lost,
-            )
-            return collect_results(
-                settings,
-                goal,
-                record,
-                search,
-                grid,
-                folder,
-                recipe=recipe,
-                data=data,
-                resources=resources,
-                source=source.parent if source else None,
-                started=started,
-                ended=ended,
-            )
-
-
-@contextmanager
-def _locked_folder(settings: Settings, name: str, lost: threading.Event) -> Iterator[SweepFolder]:
-    """The sweep's folder, for this driver alone."""
-    if settings.resume:
-        files = (STUDY_FILE, MANIFEST_FILE, BEST_FILE)
-        opened = old_folder(settings.storage_path, name, *files)
-    else:
-        opened = new_folder(settings.storage_path, name)
-    with opened as folder, SweepLock(folder.filesystem, f"{folder.path}/{LOCK_FILE}", lost.set):
-        yield folder
-
-
-def _read_earlier(folder: SweepFolder) -> Manifest | None:
-    """What the sweep was started with; None where its driver died before anything was recorded."""
-    if (folder.local / MANIFEST_FILE).exists():
-        has_record = (folder.local / STUDY_FILE).exists()
-        was_started = any(folder.local.glob("trial_*"))
-        return Manifest.read(folder.local) if has_record or was_started else None
-    if any((folder.local / file).exists() for file in (STUDY_FILE, BEST_FILE)):
-        raise SettingsError(
-            f"{folder.uri} has no {MANIFEST_FILE}: another version of tune_jobs made it, which "
-            "this one cannot go on with; nothing has been changed. Start a new sweep with "
-            "another --name; --warm-start needs that file too."
+    with open_sweep(settings, name, goal, search_space) as sweep, running_ray(settings.address):
+        settings = sweep.settings
+        resources = plan_resources(settings, cluster_nodes())
+        data = load_data(settings) if load_data is not None else None
+        record = sweep.begin(getattr(data, "name", None))
+        print(f"{_headline(name, record, settings)}, {resources}", flush=True)
+        if objective is not None:
+            trainable = function_trial(objective, metric, resources)
+        else:
+            trainable = _make_lightning_trainable(recipe, goal, settings, resources, data)
+            # While the trials do the same: the winner is tested in this process.
+            _import_in_background("pytorch_lightning")
+        driver = _Driver(sweep, record, search_space, sampler or TPESampler(constant_liar=True))
+        grid = driver.run(trainable, resources)
+        return collect_results(
+            settings,
+            goal,
+            record,
+            driver.search,
+            grid,
+            sweep.folder,
+            recipe=recipe,
+            data=data,
+            resources=resources,
+            source=source.parent if source else None,
+            started=started,
+            ended=driver.stopper.reason,
         )
-    return None
 
 
-def _check_checkpoints(record: Record, folder: SweepFolder) -> None:
-    """See that unfinished trials can go on, before anything is spent."""
-    unfinished = [trial for trial in record.trials() if trial.state == TrialState.RUNNING]
-    shelf = Shelf(folder.filesystem, folder.path) if unfinished else None
-    for trial in unfinished:
-        assert shelf is not None
-        kept = shelf.of(folder_name(trial.number), results_of(trial))
-        for epoch in sorted(kept)[-1:]:
-            try:
-                check_checkpoint(folder.filesystem, kept[epoch])
-            except CheckpointError as error:
-                raise SettingsError(
-                    f"trial {trial.number} cannot go on: {error}; nothing has been changed. Put "
-                    f"back a copy of it, or delete {kept[epoch]}: the trial then goes on from the "
-                    "checkpoint before, or anew."
-                ) from error
+class _Driver:
+    """Drives the trials of a sweep that are not finished.
+
+    Args:
+        sweep: The sweep.
+        record: Its record.
+        space: What is searched.
+        sampler: Any Optuna sampler.
+
+    Attributes:
+        search: Gives the configs, and is told how trials end.
+        stopper: Knows what ended the sweep before its time.
+    """
+
+    def __init__(
+        self, sweep: OpenSweep, record: Record, space: SearchSpace, sampler: BaseSampler
+    ) -> None:
+        self._settings, self._goal, self._folder = sweep.settings, sweep.goal, sweep.folder
+        self._record = record
+        record.mend_curves(self._goal.metric)
+        self._scheduler = _make_scheduler(self._settings, self._goal, record)
+        self.stopper = SweepStopper(
+            self._scheduler, record, sweep.lost, self._settings.time_budget_s
+        )
+        self.search = StudySearch(
+            space,
+            self._goal,
+            record,
+            sampler,
+            self._settings.seed,
+            self._scheduler.endings,
+            others_of(record),
+            TrialPrinter(self._goal, record.trials()),
+            goes_with_snapshots=self._folder.is_remote,
+        )
+        for trial in record.started():
+            trial_id = trial.user_attrs["trial_id"]
+            self._scheduler.replay(trial_id, trial.intermediate_values)
+            reason = reason_of(trial)
+            if reason is not None:  # else the driver died between this decision and the end
+                self.search.end(trial_id, reason)
+
+    def run(self, trainable: Any, resources: Resources) -> tune.ResultGrid:
+        """Run them, each told to the study as it ends.
+
+        Raises:
+            SweepFailedError: The storage failed, or another driver has taken over.
+        """
+        stopper = self.stopper
+        tuner = self._make_tuner(trainable, resources)
+        try:
+            with _pending_trials(resources.slots), interruptible(stopper):
+                grid = tuner.fit()
+        except Exception as error:
+            if stopper.trouble is None:
+                raise
+            raise SweepFailedError(stopper.trouble, self._folder.uri, stopper.reason) from error
+        if stopper.trouble is not None:
+            raise SweepFailedError(stopper.trouble, self._folder.uri, stopper.reason)
+        if stopper.reason is not None and not stopper.reason.is_resumable:
+            self.search.end_unfinished(stopper.reason)
+        return grid
+
+    def _make_tuner(self, trainable: Any, resources: Resources) -> tune.Tuner:
+        settings, goal = self._settings, self._goal
+        keeper = KeepBestCheckpoints(settings.keep_checkpoints, goal, self._scheduler.endings)
+        queue = TrialQueue(
+            self.search,
+            self._record.started(),
+            resources.slots,
+            lambda: self.stopper.reason is not None,
+            Shelf(self._folder.filesystem, self._folder.path),
+            keeper.recall,
+        )
+        return tune.Tuner(
+            tune.with_resources(trainable, resources.per_trial),
+            tune_config=tune.TuneConfig(
+                search_alg=queue,
+                scheduler=self._scheduler,
+                num_samples=_num_trials(self._record, settings),
+                # Else every trial would start a process and import torch and Lightning anew.
+                reuse_actors=True,
+                trial_dirname_creator=self.search.folder_of,
+            ),
+            run_config=tune.RunConfig(
+                name=self._folder.path.rpartition("/")[-1],
+                storage_path=storage_uri(settings.storage_path),
+                verbose=0,
+                stop=self.stopper,
+                failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+                # Tune keeps the latest besides: it is what a trial resumes from.
+                checkpoint_config=tune.CheckpointConfig(
+                    num_to_keep=1,
+                    checkpoint_score_attribute=goal.metric,
+                    checkpoint_score_order=goal.mode,
+                ),
+                callbacks=[ResultLogs(self._record), self.stopper.watcher, keeper],
+            ),
+        )
 
 
 def _headline(name: str, record: Record, settings: Settings) -> str:
-    trials = [trial for trial in record.trials() if is_started(trial)]
-    total = _num_trials(record, settings)
+    trials, total = record.started(), _num_trials(record, settings)
     if not trials:
         return f"Sweep {name}: {total} trials"
     finished = sum(trial.state.is_finished() for trial in trials)
@@ -267,91 +275,6 @@ def _make_lightning_trainable(
 
 def _import_in_background(module: str) -> None:
     threading.Thread(target=importlib.import_module, args=[module]).start()
-
-
-def _run_trials(
-    trainable: Any,
-    record: Record,
-    space: SearchSpace,
-    sampler: BaseSampler,
-    goal: Goal,
-    settings: Settings,
-    resources: Resources,
-    folder: SweepFolder,
-    lost: threading.Event,
-) -> tuple[StudySearch, tune.ResultGrid, Reason | None]:
-    """Run the trials that are not finished, each told to the study as it ends.
-
-    Returns:
-        The search, Ray's results, and what ended the sweep before its time, or None.
-
-    Raises:
-        SweepFailedError: The storage failed, or another driver has taken over.
-    """
-    record.mend_curves(goal.metric)
-    scheduler = _make_scheduler(settings, goal, record)
-    stopper = SweepStopper(scheduler, record, lost, settings.time_budget_s)
-    keeper = KeepBestCheckpoints(settings.keep_checkpoints, goal, scheduler.endings)
-    search = StudySearch(
-        space,
-        goal,
-        record,
-        sampler,
-        settings.seed,
-        scheduler.endings,
-        others_of(record),
-        TrialPrinter(goal, record.trials()),
-        goes_with_snapshots=folder.is_remote,
-    )
-    for trial in [trial for trial in record.trials() if is_started(trial)]:
-        scheduler.replay(trial.user_attrs["trial_id"], trial.intermediate_values)
-        reason = reason_of(trial)
-        if reason is not None:  # the driver died between the decision and the trial's end
-            search.end(trial.user_attrs["trial_id"], reason)
-    queue = TrialQueue(
-        search,
-        [trial for trial in record.trials() if is_started(trial)],
-        resources.slots,
-        Shelf(folder.filesystem, folder.path),
-        keeper.recall,
-    )
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, resources.per_trial),
-        tune_config=tune.TuneConfig(
-            search_alg=queue,
-            scheduler=scheduler,
-            num_samples=_num_trials(record, settings),
-            # Else every trial would start a process and import torch and Lightning anew.
-            reuse_actors=True,
-            trial_dirname_creator=search.folder_of,
-        ),
-        run_config=tune.RunConfig(
-            name=folder.uri.rpartition("/")[-1],
-            storage_path=storage_uri(settings.storage_path),
-            verbose=0,
-            stop=stopper,
-            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-            # Tune keeps the latest besides: it is what a trial resumes from.
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=1,
-                checkpoint_score_attribute=goal.metric,
-                checkpoint_score_order=goal.mode,
-            ),
-            callbacks=[ResultLogs(record), stopper.watcher, keeper],
-        ),
-    )
-    try:
-        with _pending_trials(resources.slots), interruptible(stopper):
-            grid = tuner.fit()
-    except Exception as error:
-        if stopper.reason not in (Reason.STORAGE, Reason.LOCK_LOST):
-            raise
-        raise SweepFailedError(stopper.trouble, folder.uri, stopper.reason) from error
-    if stopper.reason in (Reason.STORAGE, Reason.LOCK_LOST):
-        raise SweepFailedError(stopper.trouble, folder.uri, stopper.reason)
-    if stopper.reason is not None and not stopper.reason.is_resumable:
-        search.end_unfinished(stopper.reason)
-    return search, grid, stopper.reason
 
 
 @contextmanager

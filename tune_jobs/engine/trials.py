@@ -45,6 +45,7 @@ class TrialQueue(SearchGenerator):
         search: Gives the configs of new trials.
         recorded: The trials of the record that have been started.
         slots: Trials side by side.
+        is_over: Whether the sweep has to end; it may have to as soon as it is gone on with.
         shelf: The checkpoints that are there.
         on_recall: Called with each finished trial that is handed out again, and what is recorded.
     """
@@ -54,6 +55,7 @@ class TrialQueue(SearchGenerator):
         search: StudySearch,
         recorded: list[FrozenTrial],
         slots: int,
+        is_over: Callable[[], bool],
         shelf: Shelf,
         on_recall: Callable[[Trial, FrozenTrial], None],
     ) -> None:
@@ -62,6 +64,7 @@ class TrialQueue(SearchGenerator):
         self._recorded = deque(sorted(recorded, key=lambda t: not t.state.is_finished()))
         self._num_started = len(recorded)
         self._slots = slots
+        self._is_over = is_over
         self._shelf = shelf
         self._on_recall = on_recall
         self._live: set[str] = set()
@@ -69,6 +72,8 @@ class TrialQueue(SearchGenerator):
     def next_trial(self) -> Trial | None:
         if self._recorded and self._recorded[0].state.is_finished():
             return self._recall(self._recorded.popleft())
+        if self._is_over():
+            self.set_finished()
         if self.is_finished() or len(self._live) >= self._slots:
             return None
         trial = self._recall(self._recorded.popleft()) if self._recorded else self._suggest()
