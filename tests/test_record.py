@@ -137,6 +137,13 @@ def test_lock_of_optunas_that_a_dead_driver_held_is_taken_away(tmp_path: Path) -
     assert not lock.is_symlink()
 
 
+def test_record_that_was_never_begun_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "study.log").write_bytes(b'{"op_code":0,"wor')
+    os.symlink(tmp_path / "study.log", tmp_path / "study.log.lock")
+    make_record(tmp_path).start("a", ask())
+    assert len(Record.open(tmp_path, Event()).trials()) == 1
+
+
 def test_damaged_record_is_refused_and_left_alone(tmp_path: Path) -> None:
     record = make_record(tmp_path)
     record.start("a", ask())

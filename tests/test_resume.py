@@ -18,6 +18,7 @@ import torch
 from tiny import tune_tiny
 
 from tune_jobs.engine import (
+    LightningSettings,
     Settings,
     SettingsError,
     SweepFailedError,
@@ -108,6 +109,31 @@ def test_trial_whose_process_dies_too_often_has_failed_and_may_be_run_again(
     assert sweep.rows[2]["config/x"] == 0.7
     assert sweep.study.best_trial.number == 2  # its result has reached Optuna
     assert sweep.best_trial == 2
+
+
+@pytest.mark.usefixtures("_ray")
+def test_process_that_dies_between_two_trials_fails_neither(tmp_path: Path) -> None:
+    died = tmp_path / "died"
+
+    def objective(config: dict[str, Any]) -> float:
+        try:
+            ray.tune.report({"score": config["x"], "epoch": 1})
+        except SystemExit:  # its last epoch is over, and Tune waits to hand the process on
+            if not died.exists():
+                died.touch()
+                time.sleep(0.3)
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise
+        return 0.0
+
+    settings = LightningSettings(
+        num_trials=3, max_epochs=1, max_concurrent=1, storage_path=str(tmp_path), name="s",
+        gpus_per_trial=0,
+    )  # fmt: skip
+    space = {"x": ray.tune.uniform(0, 1)}
+    sweep = run_sweep(settings, space=space, metric="score", mode="max", objective=objective)
+    assert died.exists()
+    assert [row["state"] for row in sweep.rows] == ["COMPLETE"] * 3
 
 
 @pytest.mark.usefixtures("_ray")

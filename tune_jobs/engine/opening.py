@@ -117,7 +117,9 @@ def _was_begun(folder: SweepFolder) -> bool:
     }
     there |= {path.name for path in folder.local.iterdir()}
     if MANIFEST_FILE in there:
-        return STUDY_FILE in there or any(name.startswith("trial_") for name in there)
+        file = folder.local / STUDY_FILE
+        has_record = file.exists() and b"\n" in file.read_bytes()
+        return has_record or any(name.startswith("trial_") for name in there)
     if there & {STUDY_FILE, BEST_FILE}:
         raise SettingsError(
             f"{folder.uri} has no {MANIFEST_FILE}: another version of tune_jobs made it, which "

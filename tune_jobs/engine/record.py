@@ -75,7 +75,12 @@ class Record:
 
     @classmethod
     def create(cls, folder: Path, name: str, goal: Goal, lost: Event) -> "Record":
-        """Begin the record of a new sweep."""
+        """Begin the record of a new sweep.
+
+        A file that is there is of a driver that died before it had written a line.
+        """
+        (folder / STUDY_FILE).unlink(missing_ok=True)
+        _remove_locks(folder)
         study = optuna.create_study(
             storage=study_storage(folder), study_name=name, direction=goal.direction
         )
@@ -304,7 +309,7 @@ def _repair(file: Path) -> None:
     """Take away what the death of the last driver left behind in the file.
 
     Its last line, where it was not written to the end: nothing has acted on it. And Optuna's lock,
-    which would be waited for.
+    which would be waited for, in any of its stages.
     """
     try:
         content = file.read_bytes()
@@ -322,9 +327,15 @@ def _repair(file: Path) -> None:
         if whole < len(content):
             with file.open("r+b") as stream:
                 stream.truncate(whole)
-        file.with_name(f"{file.name}.lock").unlink(missing_ok=True)
+        _remove_locks(file.parent)
     except OSError as error:
         _refuse(file, error.strerror or str(error))
+
+
+def _remove_locks(folder: Path) -> None:
+    """Optuna's, of a driver that is gone; one may be half released."""
+    for lock in folder.glob(f"{STUDY_FILE}.lock*"):
+        lock.unlink()
 
 
 def _refuse(file: Path, reason: str) -> NoReturn:

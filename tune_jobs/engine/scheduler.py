@@ -46,6 +46,9 @@ class EpochScheduler(FIFOScheduler):
         self.endings = Endings()
         self.reached = False
 
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        trial.controller = getattr(tune_controller, "_tune_controller", None)  # see `SweepTrial`
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         score = float(result[self._goal.metric])
         reason = self._judge(trial.trial_id, epoch_of(result), score)

@@ -26,10 +26,30 @@ class SweepTrial(Trial):
     """A trial that goes on after its process or its machine has died, and after nothing else.
 
     Ray's `max_failures` counts every cause alike, so that a config which raises is run again too.
+    But a process that dies while it is handed from one trial to the next fails the next one: Ray
+    tells of the death twice, and the second time finds the trial back in its queue, PENDING.
+
+    Attributes:
+        controller: Tune's, once it has taken the trial in.
     """
+
+    controller: Any = None
+
+    def handle_error(self, exc: Any = None) -> None:
+        super().handle_error(exc)
+        if self.controller is None:
+            return
+        # Else Tune would wait for ever for the process to be handed over.
+        self.controller._resetting_trials.discard(self)
+        if self.status == Trial.PENDING and failure_of(self).blame == Blame.CLUSTER:
+            self.run_metadata.num_failures -= 1  # it died once
+            self.controller._set_trial_status(self, Trial.RUNNING)  # else it would not recover
 
     def should_recover(self) -> bool:
         return failure_of(self).blame == Blame.CLUSTER and bool(super().should_recover())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "controller"}
 
 
 class TrialQueue(SearchGenerator):
