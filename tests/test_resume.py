@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -109,6 +110,37 @@ def test_trial_whose_process_dies_too_often_has_failed_and_may_be_run_again(
     assert sweep.rows[2]["config/x"] == 0.7
     assert sweep.study.best_trial.number == 2  # its result has reached Optuna
     assert sweep.best_trial == 2
+
+
+@pytest.mark.usefixtures("_ray")
+def test_failed_trials_are_run_again_no_more_at_a_time_than_there_are_slots(
+    tmp_path: Path,
+) -> None:
+    def objective(config: dict[str, Any]) -> float:
+        if config["x"] > 0.5 and not (tmp_path / "mended").exists():
+            raise ArithmeticError
+        started = time.time()
+        time.sleep(0.5)
+        with (tmp_path / "times.txt").open("a") as file:
+            file.write(f"{started} {time.time()}\n")
+        return float(config["x"])
+
+    def run(**changes: Any) -> Any:
+        settings = Settings(storage_path=str(tmp_path), name="s", gpus_per_trial=0, **changes)
+        space = {"x": ray.tune.uniform(0, 1)}
+        return run_sweep(settings, space=space, metric="score", mode="max", objective=objective)
+
+    first = run(num_trials=6)
+    failed = [row["config/x"] for row in first.rows if row["state"] == "FAIL"]
+    assert failed
+    (tmp_path / "mended").touch()
+    (tmp_path / "times.txt").unlink()
+    again = run(num_trials=6, resume=True, retry_failed=True, max_concurrent=1)
+    assert [row["config/x"] for row in again.rows[6:]] == failed
+    assert again.best_trial >= 6
+    lines = (tmp_path / "times.txt").read_text().splitlines()
+    times = sorted([float(time) for time in line.split()] for line in lines)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
 
 
 @pytest.mark.usefixtures("_ray")
