@@ -92,7 +92,7 @@ def main(args: Args) -> None:
 
 
 def _between(moments: list[float]) -> float:
-    """Two trials run at a time, whose ends come in pairs: the mean over blocks of ten, its median."""
+    """Two trials run at a time and end in pairs: the median over blocks of ten of their means."""
     blocks = [(b - a) / 10 for a, b in zip(moments[::10], moments[10::10], strict=False)]
     return statistics.median(blocks)
 

@@ -16,6 +16,7 @@ from tune_jobs.engine.checkpoints import KeepBestCheckpoints, Shelf, check_check
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.reasons import CheckpointError, Endings
 
+FAILED = {"reason": "KeyError", "message": "KeyError", "text": "Traceback"}
 LOCAL = fs.LocalFileSystem()
 
 
@@ -46,6 +47,22 @@ def test_shelf_finds_what_is_recorded_and_there(tmp_path: Path) -> None:
     shelf.remove_others("trial_0000", kept.values())  # the fourth, which nobody has told
     assert len(list((tmp_path / "trial_0000").iterdir())) == 2
     assert len(list((tmp_path / "trial_0001").iterdir())) == 1
+
+
+def test_shelf_leaves_alone_what_is_not_in_a_trials_own_folder(tmp_path: Path) -> None:
+    name = {1: {"checkpoint_dir_name": "checkpoint_000000"}}
+    for folder in ("trial_0000", "backup/trial_0000"):
+        make_checkpoint(tmp_path / folder / "checkpoint_000000")
+        make_checkpoint(tmp_path / folder / "checkpoint_mine")
+    shelf = Shelf(LOCAL, str(tmp_path))
+    assert shelf.of("trial_0000", name) == {1: str(tmp_path / "trial_0000/checkpoint_000000")}
+    shelf.remove_others("trial_0000", shelf.of("trial_0000", name).values())
+    assert len(list(tmp_path.rglob("checkpoint.ckpt"))) == 4
+
+
+def test_checkpoint_of_a_plain_function_is_its_own_affair(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    check_checkpoint(LOCAL, str(tmp_path))
 
 
 def test_checkpoint_that_is_whole_can_be_read(tmp_path: Path) -> None:
@@ -84,7 +101,7 @@ def test_trials_that_had_finished_before_are_ranked_with_those_that_finish_now(
     keeper = KeepBestCheckpoints(2, Goal("score", "max"), Endings())
     complete = create_trial(value=0.5)
     stopped = create_trial(state=TrialState.PRUNED, user_attrs={"reason": "asha"})
-    failed = create_trial(state=TrialState.PRUNED, system_attrs={"tune_jobs:error": "Traceback"})
+    failed = create_trial(state=TrialState.PRUNED, system_attrs={"tune_jobs:end": FAILED})
     keeper.recall(make_trial(tmp_path, 0, 0.9), failed)
     keeper.recall(make_trial(tmp_path, 1, 0.8), stopped)
     keeper.recall(make_trial(tmp_path, 2, 0.5), complete)

@@ -19,7 +19,7 @@ SPACE = {"lr": tune.loguniform(1e-4, 1e-1), "layers": tune.choice([2, 3]), "batc
 
 def make(space: Any = SPACE, metric: str = "acc", mode: str = "max", **settings: Any) -> Manifest:
     goal = Goal(metric, mode)
-    return Manifest.of(LightningSettings(**settings), goal, convert_space(space))
+    return Manifest.of(LightningSettings(**settings), goal, convert_space(space), [], [])
 
 
 def test_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:

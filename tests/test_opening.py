@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 from ray import tune
 
 from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.manifest import Manifest
+from tune_jobs.engine.manifest import Manifest, recorded_settings
 from tune_jobs.engine.opening import open_sweep
 from tune_jobs.engine.record import Record
 from tune_jobs.engine.search import convert_space
@@ -80,29 +80,42 @@ def test_second_driver_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> N
         pass
 
 
-@pytest.mark.parametrize("left", [[], ["sweep.lock"], ["sweep.json"], ["sweep.json", "study.log"]])
-def test_sweep_whose_driver_died_before_it_had_begun_is_begun(
+@pytest.mark.parametrize("left", [["sweep.json"], ["sweep.json", "study.log"]])
+def test_sweep_whose_driver_died_before_it_had_begun_is_begun_as_it_was_asked_for(
     left: list[str], tmp_path: Path
 ) -> None:
-    begin(tmp_path)
-    for path in (tmp_path / "s").iterdir():
-        if path.name not in left:
-            path.unlink()
-    for name in {"sweep.lock", "study.log"} & set(left):
-        (tmp_path / "s" / name).write_text("")
-    record = begin(tmp_path, resume=True)
-    assert record.num_trials == 0
+    file = tmp_path / "configs.json"
+    file.write_text(json.dumps([{"x": 0.1}]))
+    settings = settings_of(tmp_path, num_trials=7, enqueue=str(file))
+    with open_sweep(settings, "s", GOAL, SPACE):
+        pass  # killed: nothing has been recorded but what was asked
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["sweep.json"]
+    if "study.log" in left:
+        (tmp_path / "s" / "study.log").write_text('{"op_code":0,"wor')
+    assert recorded_settings(tmp_path / "s", LightningSettings()).num_trials == 7
+    record = begin(tmp_path, resume=True, num_trials=7)
+    assert record.num_trials == 1
     assert Manifest.read(tmp_path / "s").data == "digits"
 
 
-def test_folder_of_another_version_is_refused_and_left_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    folder.mkdir()
-    (folder / "study.log").write_text("{}\n")
-    before = contents(folder)
-    with pytest.raises(SettingsError, match=r"has no sweep.json: another version"):
+def test_extension_is_known_to_the_next_driver(tmp_path: Path) -> None:
+    begin(tmp_path, num_trials=3)
+    begin(tmp_path, resume=True, num_trials=9, time_budget_s=5.0)
+    settings = recorded_settings(tmp_path / "s", LightningSettings())
+    assert (settings.num_trials, settings.time_budget_s) == (9, 5.0)
+
+
+@pytest.mark.parametrize("file", ["study.log", "trials.csv", "mine.txt", "trial_0000/result.json"])
+def test_folder_that_is_no_sweep_or_of_another_version_is_refused_and_left_alone(
+    file: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "s" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("{}\n")
+    before = contents(tmp_path / "s")
+    with pytest.raises(SettingsError, match=r"has no sweep.json: it is no sweep"):
         begin(tmp_path, resume=True)
-    assert contents(folder) == before
+    assert contents(tmp_path / "s") == before
 
 
 @pytest.mark.parametrize(
@@ -156,10 +169,9 @@ def test_what_was_learnt_from_is_not_read_again(tmp_path: Path) -> None:
     other.end("t", TrialState.COMPLETE, "last epoch", 0.5)
     settings = dataclasses.replace(settings_of(tmp_path), name="t", warm_start="s")
     with open_sweep(settings, "t", GOAL, SPACE) as sweep:
-        assert len(sweep.others) == 1
+        assert len(sweep.manifest.others) == 1
         sweep.begin("digits")
     (tmp_path / "s" / "sweep.json").unlink()
     resumed = dataclasses.replace(settings, resume=True)
     with open_sweep(resumed, "t", GOAL, SPACE) as sweep:
-        assert sweep.others == []
         assert len(sweep.begin("digits").kept()["tune_jobs:others"]) == 1

@@ -53,6 +53,8 @@ def test_own_exception_is_named_with_its_first_line_and_the_traceback(tmp_path: 
         MemoryError("no"),
         OutOfMemoryError("the node is low"),
         TorchOutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
 )

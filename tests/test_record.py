@@ -20,7 +20,7 @@ from tune_jobs.engine.reasons import Blame, Failure, Reason
 from tune_jobs.engine.record import (
     Record,
     RecordError,
-    error_of,
+    failure_in,
     is_failed,
     reason_of,
     results_of,
@@ -67,7 +67,7 @@ def test_end_is_there_again_with_what_it_died_of(tmp_path: Path) -> None:
     (trial,) = Record.open(tmp_path, Event()).trials()
     assert (trial.state, reason_of(trial)) == (TrialState.PRUNED, "KeyError")
     assert is_failed(trial)
-    assert error_of(trial) == "Traceback"
+    assert failure_in(trial) == failure
 
 
 def test_epoch_that_is_trained_again_replaces_what_was_there(tmp_path: Path) -> None:

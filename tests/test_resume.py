@@ -187,24 +187,27 @@ def test_full_disk_ends_the_sweep_with_a_sentence_and_it_goes_on_once_there_is_r
 
 @pytest.mark.usefixtures("_ray")
 def test_budget_is_fresh_each_time_and_trials_go_on_exactly(tmp_path: Path) -> None:
-    cut = tune_tiny(tmp_path, [config("slow"), config("good")], time_budget_s=12, max_concurrent=2)
+    configs = [config("slow"), config("good")]
+    cut = tune_tiny(tmp_path, configs, time_budget_s=12, max_concurrent=2)
     assert [row["state"] for row in cut.rows] == ["RUNNING", "COMPLETE"]
     assert [trial.state.name for trial in cut.study.trials] == ["RUNNING", "COMPLETE"]
+    assert cut.is_resumable
     slow = tmp_path / "s" / "trial_0000" / "checkpoint_000000" / "checkpoint.ckpt"
-    assert slow.exists()
-    assert torch.load(slow, weights_only=True)["epoch"] == 0  # counted from 0
-
-    # the same config in a sweep of its own: what it would have been
-    study = load_study(tmp_path / "s")
-    assert study.trials[0].intermediate_values.keys() == {1}
     content = slow.read_bytes()
     slow.write_bytes(content[:-100])
     before = (tmp_path / "s" / "study.log").read_bytes()
     with pytest.raises(SettingsError, match=r"trial 0 cannot go on: .* is damaged"):
         tune_tiny(tmp_path, num_trials=2, resume=True)
     assert (tmp_path / "s" / "study.log").read_bytes() == before
-    assert slow.read_bytes() == content[:-100]
     slow.write_bytes(content)
+
+    (tmp_path / "no_slow").touch()
+    sweep = tune_tiny(tmp_path, num_trials=2, time_budget_s=60, resume=True)
+    assert [row["state"] for row in sweep.rows] == ["COMPLETE", "COMPLETE"]
+    was_cut, was_not = curves(sweep)
+    assert was_cut == was_not  # number by number
+    for file in (tmp_path / "s").glob("trial_*/checkpoint_*/checkpoint.ckpt"):
+        torch.load(file, weights_only=True)
 
 
 @pytest.mark.usefixtures("_ray")
@@ -227,7 +230,7 @@ def test_finished_sweep_is_extended_and_another_is_learnt_from(tmp_path: Path) -
     assert len(more.rows) == len(more.result_grid) == 24
     assert [(trial.params, trial.value) for trial in more.study.trials][:12] == before
     # informed: TPE has had its ten trials at random and looks where they were good
-    assert max(abs(row["config/x"] - 0.3) for row in more.rows[12:]) < 0.6
+    assert sum(abs(row["config/x"] - 0.3) < 0.15 for row in more.rows[12:]) >= 8  # at random 4
     again = run(name="a", num_trials=24, resume=True)
     assert again.rows == more.rows
     ended = run(name="a", num_trials=30, resume=True, stop_at=-1.0)  # long reached
@@ -261,7 +264,7 @@ def test_folder_of_an_older_version_is_refused_and_left_alone(tmp_path: Path) ->
     folder.mkdir()
     (folder / "study.log").write_text("{}\n")
     (folder / "best.json").write_text("{}")
-    with pytest.raises(SettingsError, match=r"has no sweep.json: another version"):
+    with pytest.raises(SettingsError, match=r"has no sweep.json: it is no sweep"):
         tune_tiny(tmp_path, resume=True)
     assert sorted(path.name for path in folder.iterdir()) == ["best.json", "study.log"]
 

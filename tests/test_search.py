@@ -17,10 +17,11 @@ from ray.tune.search.optuna import OptunaSearch
 
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
-from tune_jobs.engine.record import Record, error_of, is_failed
+from tune_jobs.engine.record import Record, failure_in, is_failed, reason_of
 from tune_jobs.engine.search import StudySearch, convert_space
+from tune_jobs.engine.seeding import retry_failed
 from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.study import STUDY_FILE
+from tune_jobs.engine.study import STUDY_FILE, study_storage
 
 SPACE = {"lr": tune.loguniform(1e-4, 1e-1), "layers": tune.choice([2, 3])}
 
@@ -190,7 +191,7 @@ def test_failed_trial_is_recorded_with_its_curve_and_shown_pruned_without_values
     trial = driven.fail("t", 0.5, 0.9, failure=OOM)
     assert (trial.state, trial.intermediate_values) == (TrialState.PRUNED, {1: 0.5, 2: 0.9})
     assert is_failed(trial)
-    assert error_of(trial) == "Traceback ..."
+    assert failure_in(trial) == OOM
     assert trial.user_attrs["reason"] == "oom"
     assert trial.user_attrs["error"] == "out of memory; try more"
     (shown,) = driven.shown
@@ -422,6 +423,80 @@ def test_search_that_was_killed_at_any_trial_draws_what_one_draws_that_was_not(
         return [trial.params for trial in driven.trials]
 
     assert draw(tmp_path / "killed", {1, 4, 5, 9}) == draw(tmp_path / "whole", set())
+
+
+def run_mixed_sweep(folder: Path) -> Driven:
+    """Trials that end in every way, one that runs, and configs that were given or retried."""
+    driven = Driven(folder, space={"x": tune.uniform(0, 1)})
+    driven.record.enqueue({"x": 0.25})
+    driven.run("complete", 0.5, 0.9, 0.7, reason=Reason.LAST_EPOCH)
+    driven.run("asha", 0.5, 0.4, reason=Reason.ASHA)
+    driven.run("nan", 0.8, math.nan, reason=Reason.NAN)
+    driven.fail("oom", 0.6, failure=OOM)
+    driven.fail("raise", failure=Failure("KeyError", Blame.TRIAL, "KeyError: lr", "Traceback"))
+    retry_failed(driven.record)
+    driven.run("retried", 0.7, reason=Reason.LAST_EPOCH)
+    driven.search.suggest("running")
+    driven.report("running", 0.3, 0.4)
+    return driven
+
+
+def test_sweep_can_be_gone_on_with_wherever_its_driver_died(tmp_path: Path) -> None:
+    """The record is cut after each of its lines in turn: whatever was entered is kept, what was
+    decided is carried out, and the next trial is what it would have been."""
+    (tmp_path / "whole").mkdir()
+    whole = run_mixed_sweep(tmp_path / "whole")
+    lines = whole.record.file.read_bytes().splitlines(keepends=True)
+    ended = {trial.number: trial for trial in whole.trials if trial.state.is_finished()}
+    assert len(lines) > 40
+    for num_lines in range(1, len(lines) + 1):
+        folder = tmp_path / str(num_lines)
+        folder.mkdir()
+        (folder / STUDY_FILE).write_bytes(b"".join(lines[:num_lines]))
+        before = optuna.load_study(study_name="sweep", storage=study_storage(folder)).get_trials()
+        driven = Driven(folder, space={"x": tune.uniform(0, 1)})
+        driven.record.mend_curves("score")
+        driven.search.end_decided()
+        for then, now in zip(before, driven.trials, strict=True):
+            assert then.intermediate_values.items() <= now.intermediate_values.items()
+            if now.state.is_finished():
+                known = ended[now.number]
+                assert (now.state, now.values, now.params) == (
+                    known.state,
+                    known.values,
+                    known.params,
+                )
+                assert now.user_attrs == known.user_attrs
+                assert failure_in(now) == failure_in(known)
+        for trial in driven.trials:  # what is not decided goes on
+            if trial.state == TrialState.RUNNING:
+                assert reason_of(trial) is None
+                driven.search.config_of(trial)
+        crashed = {
+            number for number, trial in ended.items() if trial.user_attrs["reason"] in CRASHES
+        }
+        for trial, shown in zip(driven.record.started(), driven.shown, strict=True):
+            assert not (trial.number in crashed and shown.intermediate_values)
+        driven.search.suggest("next")
+
+
+CRASHES = ("nan", "oom", "KeyError")
+
+
+def test_given_config_is_tried_also_where_a_grid_has_been_tried_to_its_end(tmp_path: Path) -> None:
+    def make_driven() -> Driven:
+        sampler = optuna.samplers.GridSampler({"x": [1, 2]}, seed=0)
+        return Driven(tmp_path, space={"x": tune.choice([1, 2])}, sampler=sampler)
+
+    driven = make_driven()
+    driven.run("a", 0.5)
+    driven.record.enqueue({"x": 1})
+    driven.run("given", 0.5)  # Optuna's grid stumbles over it
+    driven.run("b", 0.5)
+    driven.record.enqueue({"x": 2})
+    driven = make_driven()
+    assert driven.run("late", 0.6).params == {"x": 2}
+    assert make_driven().search.suggest("c") == Searcher.FINISHED
 
 
 def test_stock_search_without_its_snapshot_tries_its_first_config_again() -> None:

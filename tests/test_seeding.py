@@ -67,6 +67,41 @@ def test_given_configs_are_tried_first_and_what_they_leave_open_is_searched(
     assert [trial.number for trial in record.trials()] == [0, 1, 2]
 
 
+def test_config_that_is_given_twice_is_tried_once(tmp_path: Path) -> None:
+    record = Record.create(tmp_path, "s", GOAL, Event())
+    assert enqueue(record, [{"x": 0.25}, {"x": 0.25}]) == 1
+
+
+def branching(trial: optuna.Trial) -> dict[str, Any]:
+    if trial.suggest_categorical("kind", ["a", "b"]) == "a":
+        trial.suggest_float("lr", 0, 1)
+    else:
+        trial.suggest_int("depth", 1, 3)
+    return {"constant": 7}
+
+
+def test_config_of_a_define_by_run_space_is_checked_in_all_its_branches(tmp_path: Path) -> None:
+    space = convert_space(branching)
+    for config in ({"depth": 2}, {"lr": 0.5}, {"kind": "b", "depth": 3}):
+        assert read_configs(write(tmp_path, config), space) == [config]
+    with pytest.raises(SettingsError, match="has 'lrr'; the space has"):
+        read_configs(write(tmp_path, {"lrr": 0.5}), space)
+    with pytest.raises(SettingsError, match="depth = 9, which is not in the space"):
+        read_configs(write(tmp_path, {"depth": 9}), space)
+
+
+def test_define_by_run_space_learns_from_what_it_could_have_asked_for(tmp_path: Path) -> None:
+    def other(trial: optuna.Trial) -> None:
+        trial.suggest_categorical("kind", ["a"])
+        trial.suggest_float("lr", 0, 1)
+
+    make_other(tmp_path / "agrees", space=other)
+    assert len(read_others("agrees", GOAL, convert_space(branching), str(tmp_path))) == 4
+    make_other(tmp_path / "differs")
+    with pytest.raises(SettingsError, match="none of the 4 finished trials"):
+        read_others("differs", GOAL, convert_space(branching), str(tmp_path))
+
+
 def test_given_configs_are_tried_once_however_often_they_are_given(tmp_path: Path) -> None:
     record = Record.create(tmp_path, "s", GOAL, Event())
     configs = read_configs(write(tmp_path, {"x": 0.25}), SEARCH_SPACE)
@@ -170,7 +205,7 @@ def test_stock_search_never_hears_of_a_trial_that_is_run_again() -> None:
 def make_other(folder: Path, space: Any = SPACE, goal: Goal = GOAL) -> str:
     """Another sweep: complete, stopped, diverged and failed trials, and one that runs."""
     folder.mkdir()
-    Manifest.of(Settings(), goal, convert_space(space)).write(folder)
+    Manifest.of(Settings(), goal, convert_space(space), [], []).write(folder)
     record = Record.create(folder, "other", goal, Event())
     endings = Endings()
     search = StudySearch(convert_space(space), goal, record, TPESampler(), 1, endings)

@@ -1,13 +1,16 @@
 """The sweep's folder: made once, taken away when nothing was spent."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 import optuna
 import pytest
 from pyarrow import fs
 
 from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.storage import SweepFolder, new_folder, old_folder, storage_uri
+from tune_jobs.engine.storage import SweepFolder, new_folder, old_folder, storage_uri, working_files
 from tune_jobs.engine.study import copy_to_memory, load_study, study_storage
 
 
@@ -38,12 +41,22 @@ def test_folder_that_holds_something_stays(tmp_path: Path) -> None:
 
 def test_name_that_is_taken_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "mine.txt").touch()
     with (
         pytest.raises(SettingsError, match=r"name 's' is taken: .* choose another --name"),
         new_folder(str(tmp_path), "s"),
     ):
         pass
-    assert (tmp_path / "s").is_dir()
+    assert (tmp_path / "s" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("is_url", [False, True])
+def test_folder_of_a_driver_that_died_as_it_began_may_be_used(is_url: bool, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "sweep.lock").touch()
+    with new_folder(f"file://{tmp_path}" if is_url else str(tmp_path), "s") as folder:
+        assert folder.path == str(tmp_path / "s")
+    assert (tmp_path / "s" / "sweep.lock").exists()
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
@@ -57,8 +70,20 @@ def test_path_below_a_file_is_refused(below: str, tmp_path: Path) -> None:
         pass
 
 
+@contextmanager
+def new_work(url: str, lost: Event | None = None) -> Iterator[SweepFolder]:
+    with new_folder(url, "s") as folder, working_files(folder, (), lost or Event()):
+        yield folder
+
+
+@contextmanager
+def old_work(url: str) -> Iterator[SweepFolder]:
+    with old_folder(url, "s") as folder, working_files(folder, ("study.log",), Event()):
+        yield folder
+
+
 def test_url_gets_its_files_at_the_end(tmp_path: Path) -> None:
-    with new_folder(f"file://{tmp_path}/far", "s") as folder:
+    with new_work(f"file://{tmp_path}/far") as folder:
         (folder.local / "best.json").write_text("{}")
         assert not list((tmp_path / "far" / "s").iterdir())  # the probe is gone
     assert (tmp_path / "far" / "s" / "best.json").read_text() == "{}"
@@ -81,7 +106,7 @@ def test_url_that_cannot_be_written_is_refused_at_once(url: str) -> None:
 def test_url_where_nothing_was_written_is_left_as_it_was(tmp_path: Path) -> None:
     far = tmp_path / "far"
     far.mkdir()
-    with pytest.raises(SettingsError, match="no"), new_folder(f"file://{far}", "s") as folder:
+    with pytest.raises(SettingsError, match="no"), new_work(f"file://{far}") as folder:
         raise SettingsError("no")
     assert not list(far.iterdir())
     assert not folder.local.exists()
@@ -97,14 +122,14 @@ def test_results_that_cannot_be_copied_to_their_url_are_kept_and_named(
     url = f"file://{tmp_path}/far"
     with (
         pytest.raises(OSError, match=f"could not be copied to {url}/s; they are in"),
-        new_folder(url, "s") as folder,
+        new_work(url) as folder,
     ):
         (folder.local / "best.json").write_text("{}")
     assert (folder.local / "best.json").read_text() == "{}"
 
 
 def test_study_at_a_url_is_loaded_and_outlives_its_file(tmp_path: Path) -> None:
-    with new_folder(f"file://{tmp_path}", "s") as folder:
+    with new_work(f"file://{tmp_path}") as folder:
         study = optuna.create_study(storage=study_storage(folder.local), study_name="s")
         study.add_trial(optuna.trial.create_trial(value=0.5))
         copy = copy_to_memory(study)
@@ -114,7 +139,7 @@ def test_study_at_a_url_is_loaded_and_outlives_its_file(tmp_path: Path) -> None:
 
 def die_at_a_url(url: str, content: str) -> SweepFolder:
     """What a driver leaves that is killed after its last copy: here the file has got further."""
-    with new_folder(url, "s") as folder:
+    with new_work(url) as folder:
         (folder.local / "study.log").write_text("one\n")
     folder.local.mkdir(parents=True)
     (folder.local / "study.log").write_text(content)
@@ -124,7 +149,7 @@ def die_at_a_url(url: str, content: str) -> SweepFolder:
 def test_what_a_killed_driver_had_not_copied_to_its_url_is_gone_on_from(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/far"
     die_at_a_url(url, "one\ntwo\n")
-    with old_folder(url, "s", "study.log") as folder:
+    with old_work(url) as folder:
         assert (folder.local / "study.log").read_text() == "one\ntwo\n"
     assert (tmp_path / "far" / "s" / "study.log").read_text() == "one\ntwo\n"
     assert not folder.local.exists()
@@ -133,10 +158,20 @@ def test_what_a_killed_driver_had_not_copied_to_its_url_is_gone_on_from(tmp_path
 def test_sweep_that_is_refused_is_left_as_it_is_at_its_url_and_here(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/far"
     die_at_a_url(url, "one\ndamaged\n")
-    with pytest.raises(SettingsError), old_folder(url, "s", "study.log") as folder:
+    with pytest.raises(SettingsError), old_work(url) as folder:
         raise SettingsError("line 2 is damaged")
     assert (tmp_path / "far" / "s" / "study.log").read_text() == "one\n"
     assert (folder.local / "study.log").read_text() == "one\ndamaged\n"
+
+
+def test_driver_that_has_lost_its_sweep_leaves_the_url_to_its_successor(tmp_path: Path) -> None:
+    lost = Event()
+    with new_work(f"file://{tmp_path}/far", lost) as folder:
+        (folder.local / "study.log").write_text("mine\n")
+        (tmp_path / "far" / "s" / "study.log").write_text("theirs\n")
+        lost.set()
+    assert (tmp_path / "far" / "s" / "study.log").read_text() == "theirs\n"
+    assert (folder.local / "study.log").read_text() == "mine\n"
 
 
 def test_what_another_machine_did_at_the_url_counts_and_what_is_here_is_kept(
@@ -145,7 +180,7 @@ def test_what_another_machine_did_at_the_url_counts_and_what_is_here_is_kept(
     url = f"file://{tmp_path}/far"
     die_at_a_url(url, "one\nhere\n")
     (tmp_path / "far" / "s" / "study.log").write_text("one\nthere\n")
-    with old_folder(url, "s", "study.log") as folder:
+    with old_work(url) as folder:
         assert (folder.local / "study.log").read_text() == "one\nthere\n"
         (aside,) = folder.local.glob("study.log.*")
         assert aside.read_text() == "one\nhere\n"

@@ -109,7 +109,7 @@ def test_line_of_a_stopped_trial_gives_the_reason_and_no_best_where_none_is_comp
     failed = create_trial(
         state=TrialState.PRUNED,
         user_attrs={"reason": "KeyError"},
-        system_attrs={"tune_jobs:error": "Traceback ..."},
+        system_attrs={"tune_jobs:end": {"reason": "KeyError", "message": "", "text": ""}},
     )
     assert format_trial(GOAL, failed, None).startswith("Trial -1 FAIL (KeyError) and")
 

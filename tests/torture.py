@@ -500,10 +500,10 @@ class Torture:
 
     def _start(self) -> Driver:
         args = ["--name", NAME, "--storage-path", str(self.home), "--address", "local"]
-        if self.folder.exists():
-            args.append("--resume")
-        if not (self.folder / "sweep.json").exists():
-            args += self._settings()  # else they are as they were
+        if (self.folder / "sweep.json").exists():
+            args.append("--resume")  # the settings are as they were
+        else:
+            args += self._settings()
         self.drivers.append(Driver(self.home, len(self.drivers) + 1, args))
         return self.drivers[-1]
 

@@ -1,6 +1,7 @@
 """The checkpoints of trials: which are there, which can be read, which stay."""
 
 import heapq
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 CHECKPOINT_FILE = "checkpoint.ckpt"
-FOLDER_PREFIX = "checkpoint_"  # Ray's
+FOLDER_NAME = re.compile(r"checkpoint_\d{6}")  # Ray's
 
 FAILED, STOPPED, COMPLETE = range(3)
 
@@ -40,8 +41,9 @@ class Shelf:
         self._found: dict[str, set[str]] = {}  # folder of a trial -> paths
         # One listing of all: at a URL each costs a round trip.
         for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
-            parent, name = PurePosixPath(info.path).parent, info.base_name
-            if info.type == fs.FileType.Directory and name.startswith(FOLDER_PREFIX):
+            parent = PurePosixPath(info.path).parent
+            is_ours = parent.parent == PurePosixPath(path) and FOLDER_NAME.fullmatch(info.base_name)
+            if info.type == fs.FileType.Directory and is_ours:
                 self._found.setdefault(parent.name, set()).add(info.path)
 
     def of(self, folder: str, results: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
@@ -67,6 +69,8 @@ def check_checkpoint(filesystem: Any, path: str) -> None:
         CheckpointError: It is missing, or was cut off.
     """
     file = f"{path}/{CHECKPOINT_FILE}"
+    if _is_of_a_function(filesystem, path):
+        return
     try:
         with filesystem.open_input_file(file) as stream:
             # A file of torch's is a zip archive, whose index is at its end.
@@ -77,6 +81,13 @@ def check_checkpoint(filesystem: Any, path: str) -> None:
         is_whole = False
     if not is_whole:
         raise CheckpointError(f"{file} is damaged: it ends too early")
+
+
+def _is_of_a_function(filesystem: Any, path: str) -> bool:
+    """A plain function's checkpoint holds files of its own."""
+    infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    names = {info.base_name for info in infos}
+    return bool(names) and CHECKPOINT_FILE not in names
 
 
 class KeepBestCheckpoints(Callback):

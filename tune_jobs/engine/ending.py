@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from optuna.trial import TrialState
 from ray.tune import Callback, Stopper
 
 from tune_jobs.engine.reasons import Blame, Failure, Reason, failure_of
@@ -20,7 +21,7 @@ __all__ = ["MAX_FAILURES_WITHOUT_SUCCESS", "SweepStopper", "interruptible"]
 # So many failures and no success: the fault is the code's, not the configs'.
 MAX_FAILURES_WITHOUT_SUCCESS = 5
 # For trials that are about to report; Tune itself waits 10 s for an epoch that may take an hour.
-STOP_PATIENCE_S = 3.0
+KILL_AFTER_S = 3.0
 
 
 class SweepStopper(Stopper):
@@ -49,7 +50,8 @@ class SweepStopper(Stopper):
         self._deadline = time.monotonic() + time_budget_s if time_budget_s else None
         self._is_interrupted = False
         self._is_ending = False
-        self.watcher = FailureWatcher()
+        complete = (trial.state == TrialState.COMPLETE for trial in record.trials())
+        self.watcher = FailureWatcher(num_successes=sum(complete))
 
     @property
     def reason(self) -> Reason | None:
@@ -90,7 +92,7 @@ class SweepStopper(Stopper):
             return False
         if not self._is_ending:
             self._is_ending = True
-            self.watcher.kill_later(STOP_PATIENCE_S)
+            self.watcher.kill_later(KILL_AFTER_S)
         return True
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,14 +102,17 @@ class SweepStopper(Stopper):
 class FailureWatcher(Callback):
     """Counts trials that failed until one succeeds; holds on to those that run.
 
+    Args:
+        num_successes: Trials that had succeeded before.
+
     Attributes:
         storage_failure: The first failure that was the storage's; None: there was none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_successes: int) -> None:
         self.storage_failure: Failure | None = None
         self._num_failures = 0
-        self._num_successes = 0
+        self._num_successes = num_successes
         self._metric_missing = False
         self._trials: list[Any] = []
 

@@ -48,5 +48,4 @@ class Goal:
 
 def epoch_of(result: Mapping[str, Any]) -> int:
     """The epoch that a result is of; of a plain function's, how many it has reported."""
-    epoch: int = result.get("epoch", result.get("training_iteration", 0))
-    return epoch
+    return int(result.get("epoch", result.get("training_iteration", 0)))

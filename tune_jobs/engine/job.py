@@ -40,21 +40,23 @@ def run_job(
     Exits with 0, also if some trials failed; 1 if all did, or the storage; 2 if the settings cannot
     be met; 130, as shells have it, if it was interrupted.
     """
+    address = None
     try:
         settings = _read_settings(settings_type, description or "", args)
+        address = settings.address
         sweep = job(settings)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except SweepFailedError as error:
         print(f"error: {error}", file=sys.stderr)
-        _print_way_on(error.path, error.ended)
+        _print_way_on(error.path, error.ended, address)
         sys.exit(130 if error.ended == Reason.INTERRUPTED else 1)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
     print(format_summary(sweep))
-    _print_way_on(sweep.path, sweep.ended)
+    _print_way_on(sweep.path, sweep.ended, address)
     finish(sweep)
     sys.exit(130 if sweep.ended == Reason.INTERRUPTED else 0)
 
@@ -83,12 +85,14 @@ def _recorded(settings: AnySettings, folder: str) -> AnySettings:
         return settings
 
 
-def _print_way_on(path: str, ended: Reason | None) -> None:
+def _print_way_on(path: str, ended: Reason | None, address: str | None) -> None:
     """The command that goes on with a sweep which has ended before its time."""
     if ended is None or not ended.is_resumable:
         return
     storage, _, name = path.rpartition("/")
     default = Settings().storage_path
     elsewhere = [] if storage == storage_uri(default) else ["--storage-path", storage]
+    if address is not None:
+        elsewhere += ["--address", address]
     command = shlex.join(["python", sys.argv[0], "--name", name, *elsewhere, "--resume"])
     print(f"To go on: {command}")

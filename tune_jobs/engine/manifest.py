@@ -1,9 +1,11 @@
 """What a sweep was started with, in its folder: `sweep.json`, against which `--resume` is held."""
 
+import ast
 import dataclasses
 import inspect
 import json
-from dataclasses import dataclass
+import textwrap
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ __all__ = ["MANIFEST_FILE", "Manifest", "recorded_settings"]
 
 MANIFEST_FILE = "sweep.json"
 FORMAT = 1
+DEFINE_BY_RUN = "(define-by-run)"
 
 # With another of these, the trials to come could not be held against those that are recorded.
 FIXED_SETTINGS = ("seed", "max_epochs", "grace_epochs", "reduction_factor", "warm_start")
@@ -36,6 +39,8 @@ class Manifest:
         space: Name -> how it is searched, or the constant, as text.
         settings: The settings that hold from one driver to the next.
         data: The name of the data set; None where it has none, or has not been loaded.
+        configs: To be tried first.
+        others: Trials of another sweep to learn from.
     """
 
     metric: str
@@ -43,16 +48,26 @@ class Manifest:
     space: dict[str, str]
     settings: dict[str, Any]
     data: str | None = None
+    configs: list[dict[str, Any]] = field(default_factory=list)
+    others: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, settings: Settings, goal: Goal, space: SearchSpace) -> "Manifest":
+    def of(
+        cls,
+        settings: Settings,
+        goal: Goal,
+        space: SearchSpace,
+        configs: list[dict[str, Any]],
+        others: list[dict[str, Any]],
+    ) -> "Manifest":
         """The manifest of a new sweep."""
         kept = {
             name: value
             for name, value in dataclasses.asdict(settings).items()
             if name not in MOMENTARY_SETTINGS and _is_plain(value)
         }
-        return cls(goal.metric, goal.mode, _describe(space), kept)
+        described = _describe(space)
+        return cls(goal.metric, goal.mode, described, kept, None, configs, others)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -97,7 +112,9 @@ class Manifest:
             )
         for name in sorted(self.space.keys() | now.space.keys()):
             before, after = self.space.get(name, "absent"), now.space.get(name, "absent")
-            if before != after:
+            if before != after and name == DEFINE_BY_RUN:
+                differences.append("its space is another define-by-run function")
+            elif before != after:
                 differences.append(f"its space has {name} {before}, not {after}")
         for name in FIXED_SETTINGS:
             was, is_now = self.settings.get(name), now.settings.get(name)
@@ -124,7 +141,7 @@ def recorded_settings(folder: Path, given: AnySettings) -> AnySettings:
 def _describe(space: SearchSpace) -> dict[str, str]:
     constants = {name: f"constant {_plain(value)}" for name, value in space.constants.items()}
     if callable(space.searched):
-        return {"(define-by-run)": _source(space.searched), **constants}
+        return {DEFINE_BY_RUN: _source(space.searched), **constants}
     searched = {name: _distribution(value) for name, value in space.searched.items()}
     return {**searched, **constants}
 
@@ -137,8 +154,9 @@ def _distribution(distribution: Any) -> str:
 
 def _source(function: Any) -> str:
     try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):  # typed at a prompt
+        # without comments and layout
+        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
+    except (OSError, TypeError, SyntaxError):  # typed at a prompt, or a lambda within a line
         return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 

@@ -26,7 +26,7 @@ from tune_jobs.engine.seeding import (
     retry_failed,
 )
 from tune_jobs.engine.settings import Settings, SettingsError
-from tune_jobs.engine.storage import SweepFolder, new_folder, old_folder
+from tune_jobs.engine.storage import SweepFolder, new_folder, old_folder, working_files
 from tune_jobs.engine.study import STUDY_FILE
 
 __all__ = ["OpenSweep", "open_sweep"]
@@ -41,10 +41,8 @@ class OpenSweep:
         goal: What is optimised.
         folder: Where the results go.
         lost: Set once another driver has taken the sweep over.
-        manifest: What it was, or is, started with.
+        manifest: What it is started or gone on with.
         earlier: The record as an earlier driver left it; None: there is none.
-        configs: To be tried first.
-        others: Trials of another sweep to learn from.
     """
 
     settings: Settings
@@ -53,11 +51,9 @@ class OpenSweep:
     lost: threading.Event
     manifest: Manifest
     earlier: Record | None
-    configs: list[dict[str, Any]]
-    others: list[dict[str, Any]]
 
     def begin(self, data: str | None) -> Record:
-        """Make the record, or go on with the earlier one; from here on something is written.
+        """Make the record, or go on with the earlier one.
 
         Args:
             data: The name of the data set, if it has one.
@@ -70,13 +66,16 @@ class OpenSweep:
             dataclasses.replace(self.manifest, data=data).write(self.folder.local)
             name = self.folder.path.rpartition("/")[-1]
             record = Record.create(self.folder.local, name, self.goal, self.lost)
-            keep_others(record, self.others)
         elif data != self.manifest.data:
             raise SettingsError(
                 f"the sweep cannot be resumed with other data: its data is {self.manifest.data}, "
                 f"not {data}."
             )
-        enqueue(record, self.configs)
+        else:
+            self.manifest.write(self.folder.local)  # with what is asked for now: more trials, say
+        # Both once in its life, however often: the driver may have died in the midst of it.
+        keep_others(record, self.manifest.others)
+        enqueue(record, self.manifest.configs)
         if self.settings.retry_failed:
             retry_failed(record)
         self.folder.publish()
@@ -93,40 +92,74 @@ def open_sweep(
         SettingsError: It cannot be done as asked for; nothing has been changed.
     """
     lost = threading.Event()
-    files = (STUDY_FILE, MANIFEST_FILE, BEST_FILE)
     resume, path = settings.resume, settings.storage_path
-    opened = old_folder(path, name, *files) if resume else new_folder(path, name)
-    with opened as folder, SweepLock(folder.filesystem, f"{folder.path}/{LOCK_FILE}", lost.set):
-        manifest, earlier = Manifest.of(settings, goal, space), None
-        if resume and _was_begun(folder):
-            asked, manifest = manifest, Manifest.read(folder.local)
-            manifest.check(asked)
-            earlier = Record.open(folder.local, lost)
-            _check_checkpoints(earlier, folder)
-            settings = _with_data(settings, manifest.data)
-        configs = read_configs(settings.enqueue, space) if settings.enqueue else []
-        learns = settings.warm_start if earlier is None else None  # what was learnt is recorded
-        others = read_others(learns, goal, space, path) if learns else []
-        yield OpenSweep(settings, goal, folder, lost, manifest, earlier, configs, others)
+    files = (STUDY_FILE, MANIFEST_FILE, BEST_FILE) if resume else ()
+    found = old_folder(path, name) if resume else new_folder(path, name)
+    with (
+        found as folder,
+        SweepLock(folder.filesystem, f"{folder.path}/{LOCK_FILE}", lost.set),
+        working_files(folder, files, lost),
+    ):
+        if resume:
+            yield _reopen(settings, goal, space, folder, lost)
+            return
+        manifest = Manifest.of(settings, goal, space, *_read_seeds(settings, goal, space))
+        # At once: whatever happens from here on, the sweep can be gone on with as it was asked for.
+        manifest.write(folder.local)
+        folder.publish()
+        try:
+            yield OpenSweep(settings, goal, folder, lost, manifest, None)
+        except SettingsError:
+            if not (folder.local / STUDY_FILE).exists():
+                folder.unpublish(MANIFEST_FILE)
+            raise
 
 
-def _was_begun(folder: SweepFolder) -> bool:
-    """Whether there is anything to go on with, or the driver died before it had begun."""
-    there = {
-        info.base_name for info in folder.filesystem.get_file_info(fs.FileSelector(folder.path))
-    }
-    there |= {path.name for path in folder.local.iterdir()}
-    if MANIFEST_FILE in there:
-        file = folder.local / STUDY_FILE
-        has_record = file.exists() and b"\n" in file.read_bytes()
-        return has_record or any(name.startswith("trial_") for name in there)
-    if there & {STUDY_FILE, BEST_FILE}:
-        raise SettingsError(
-            f"{folder.uri} has no {MANIFEST_FILE}: another version of tune_jobs made it, which "
-            "this one cannot go on with; nothing has been changed. Start a new sweep with "
-            "another --name."
-        )
-    return False
+def _reopen(
+    settings: Settings,
+    goal: Goal,
+    space: SearchSpace,
+    folder: SweepFolder,
+    lost: threading.Event,
+) -> OpenSweep:
+    manifest = _read_manifest(folder)
+    configs, _ = _read_seeds(dataclasses.replace(settings, warm_start=None), goal, space)
+    asked = Manifest.of(settings, goal, space, manifest.configs + configs, manifest.others)
+    manifest.check(asked)
+    now = dataclasses.replace(asked, data=manifest.data)
+    if not _has_record(folder):
+        return OpenSweep(settings, goal, folder, lost, now, None)
+    record = Record.open(folder.local, lost)
+    _check_checkpoints(record, folder)
+    return OpenSweep(_with_data(settings, manifest.data), goal, folder, lost, now, record)
+
+
+def _read_seeds(
+    settings: Settings, goal: Goal, space: SearchSpace
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Configs to try first, and trials of another sweep to learn from."""
+    configs = read_configs(settings.enqueue, space) if settings.enqueue else []
+    other = settings.warm_start
+    return configs, read_others(other, goal, space, settings.storage_path) if other else []
+
+
+def _read_manifest(folder: SweepFolder) -> Manifest:
+    if (folder.local / MANIFEST_FILE).exists():
+        return Manifest.read(folder.local)
+    raise SettingsError(
+        f"{folder.uri} has no {MANIFEST_FILE}: it is no sweep, one that another version of "
+        "tune_jobs made, or one that ended before it had begun; nothing has been changed. "
+        "Start a new sweep, with another --name unless the folder is empty."
+    )
+
+
+def _has_record(folder: SweepFolder) -> bool:
+    """Whether there is a record, or the driver died before its first line."""
+    file = folder.local / STUDY_FILE
+    if file.exists() and b"\n" in file.read_bytes():
+        return True
+    infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path))
+    return any(info.base_name.startswith("trial_") for info in infos)  # and it is gone
 
 
 def _with_data(settings: Settings, data: str | None) -> Settings:

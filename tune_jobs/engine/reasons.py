@@ -42,7 +42,7 @@ class Reason(StrEnum):
 
 
 class CheckpointError(OSError):
-    """A checkpoint that is to be gone on from cannot be read."""
+    """A checkpoint cannot be written, or one that is to be gone on from cannot be read."""
 
 
 class Blame(Enum):
@@ -87,6 +87,12 @@ class Endings:
     failures: dict[str, Failure] = field(default_factory=dict)
 
 
+OUT_OF_MEMORY_TEXTS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "running low on memory",  # Ray's own guard of a node
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 # The disk is full, over its quota, read-only, or gone.
 STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 
@@ -134,8 +140,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
     # By name: torch's own is a RuntimeError, and this process need not have imported torch.
     if any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__):
         return True
-    texts = ("DefaultCPUAllocator: can't allocate memory", "running low on memory")
-    return any(text in str(error) for text in texts)
+    text = str(error)
+    return any(known in text for known in OUT_OF_MEMORY_TEXTS) or (
+        "CUDA" in text and "out of memory" in text
+    )
 
 
 def _more_memory(trial: Any) -> str:

@@ -13,14 +13,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_jobs.engine.goal import Goal, epoch_of
-from tune_jobs.engine.reasons import Failure
+from tune_jobs.engine.reasons import Blame, Failure
 from tune_jobs.engine.settings import SettingsError
 from tune_jobs.engine.study import STUDY_FILE, study_storage
 
 __all__ = [
     "Record",
     "RecordError",
-    "error_of",
+    "failure_in",
     "folder_name",
     "is_failed",
     "is_started",
@@ -31,7 +31,7 @@ __all__ = [
 # System attributes are Optuna's place for what is not the user's: a dashboard does not list them.
 RESULT = "tune_jobs:result:"
 STOP = "tune_jobs:stop"
-ERROR = "tune_jobs:error"
+END = "tune_jobs:end"
 
 # What Tune adds to every result for itself; `config/...` is in the trial's parameters.
 TUNES_OWN = {"trial_id", "done", "should_checkpoint", "experiment_tag", "timesteps_total"}
@@ -95,9 +95,17 @@ class Record:
         """
         file = folder / STUDY_FILE
         _repair(file)
-        storage = study_storage(folder)
-        (name,) = optuna.get_all_study_names(storage)
-        return cls(folder, optuna.load_study(study_name=name, storage=storage), lost)
+        try:
+            storage = study_storage(folder)
+            (name,) = optuna.get_all_study_names(storage)
+            return cls(folder, optuna.load_study(study_name=name, storage=storage), lost)
+        except Exception as error:  # lines that are whole, but not what Optuna has written
+            _refuse(file, f"{type(error).__name__}: {error}")
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another driver has taken the sweep over."""
+        return self._lost.is_set()
 
     @property
     def num_retries(self) -> int:
@@ -202,13 +210,17 @@ class Record:
             system_attrs: What the sampler keeps with the trial.
         """
         optuna_id = self._ids[trial_id]
+        entry = {"reason": str(reason)}
+        if failure is not None:
+            entry |= {"message": failure.message, "text": failure.text}
         with self._writing():
+            # First, and in one piece: a trial that has this is ended on resume.
+            self._storage.set_trial_system_attr(optuna_id, END, entry)
             for name, attr in (system_attrs or {}).items():
                 self._storage.set_trial_system_attr(optuna_id, name, attr)
-            if failure is not None:
-                self._storage.set_trial_system_attr(optuna_id, ERROR, failure.text)
-                self._storage.set_trial_user_attr(optuna_id, "error", failure.message)
             self._storage.set_trial_user_attr(optuna_id, "reason", str(reason))
+            if failure is not None:
+                self._storage.set_trial_user_attr(optuna_id, "error", failure.message)
             values = None if value is None else [value]
             self._storage.set_trial_state_values(optuna_id, state, values)
         return self._storage.get_trial(optuna_id)
@@ -233,7 +245,8 @@ class Record:
             for epoch, result in results_of(trial).items():
                 score = float(result[metric])
                 if math.isfinite(score) and trial.intermediate_values.get(epoch) != score:
-                    self._storage.set_trial_intermediate_value(trial._trial_id, epoch, score)
+                    with self._writing():
+                        self._storage.set_trial_intermediate_value(trial._trial_id, epoch, score)
 
     def _start_waiting(self, trial_id: str, waiting: FrozenTrial, asked: FrozenTrial) -> int:
         optuna_id = waiting._trial_id
@@ -269,17 +282,20 @@ def is_started(trial: FrozenTrial) -> bool:
 
 def is_failed(trial: FrozenTrial) -> bool:
     """Whether it died of an exception; in the study it is PRUNED, so that samplers heed it."""
-    return ERROR in trial.system_attrs
+    return failure_in(trial) is not None
 
 
-def error_of(trial: FrozenTrial) -> str | None:
-    """What it died of, with the traceback."""
-    return trial.system_attrs.get(ERROR)
+def failure_in(trial: FrozenTrial) -> Failure | None:
+    """What it died of; None: nothing."""
+    end = trial.system_attrs.get(END, {})
+    if "text" not in end:
+        return None
+    return Failure(end["reason"], Blame.TRIAL, end["message"], end["text"])
 
 
 def reason_of(trial: FrozenTrial) -> str | None:
     """Why it ended, or must end; None: it goes on."""
-    reason = trial.user_attrs.get("reason")
+    reason: str | None = trial.system_attrs.get(END, {}).get("reason")
     if reason is None:
         stops = (result[STOP] for result in results_of(trial).values() if STOP in result)
         reason = next(stops, None)

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import io
 import json
 import platform
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.reasons import Reason
 from tune_jobs.engine.record import (
     Record,
-    error_of,
+    failure_in,
     folder_name,
     is_failed,
     reason_of,
@@ -143,12 +145,13 @@ def collect_results(
         ended: What ended the sweep before its time; None: nothing.
 
     Raises:
-        SweepFailedError: No trial has a score; trials.csv is written all the same.
+        SweepFailedError: No trial has a score; trials.csv is written all the same. Or a file cannot
+            be written; what was there is left.
     """
     trials = record.started()
     configs = {trial.number: search.config_of(trial) for trial in trials}
     rows = [_make_row(goal, trial, configs[trial.number], ended) for trial in trials]
-    _write_csv(folder.local / "trials.csv", rows)
+    _write_csv(folder, rows)
     winner = _find_winner(trials, goal)
     if winner is None:
         raise SweepFailedError(_explain_failure(folder.uri, rows, trials), folder.uri, ended)
@@ -157,7 +160,7 @@ def collect_results(
     checkpoint, test = None, None
     if recipe is not None:
         checkpoint = _checkpoint_of(winner, best_epoch, folder)
-        content = _copy_checkpoint(checkpoint, folder.local / "best.ckpt")
+        content = _copy_checkpoint(checkpoint, folder)
         test = _known_test(folder.local, winner.number, best_epoch)
         if test is None and ended != Reason.INTERRUPTED:
             test = _try_test(content, recipe, config, data, resources)
@@ -181,7 +184,7 @@ def collect_results(
         seconds=time.monotonic() - started,
         ended=ended,
     )
-    _write_json(folder.local / BEST_FILE, sweep, data, source)
+    _write_json(folder, sweep, data, source)
     return sweep
 
 
@@ -214,10 +217,10 @@ def _known_test(folder: Path, trial: int, epoch: int) -> dict[str, float] | None
     return test
 
 
-def _copy_checkpoint(checkpoint: Checkpoint, file: Path) -> bytes:
-    with checkpoint.as_directory() as folder:
-        content = Path(folder, CHECKPOINT_FILE).read_bytes()
-    file.write_bytes(content)
+def _copy_checkpoint(checkpoint: Checkpoint, folder: SweepFolder) -> bytes:
+    with checkpoint.as_directory() as local:
+        content = Path(local, CHECKPOINT_FILE).read_bytes()
+    _write(folder, "best.ckpt", content)
     return content
 
 
@@ -252,15 +255,29 @@ def _make_row(
     }
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_csv(folder: SweepFolder, rows: list[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(folder, "trials.csv", file.getvalue().encode())
 
 
-def _write_json(path: Path, sweep: Sweep, data: Any, source: Path | None) -> None:
+def _write(folder: SweepFolder, name: str, content: bytes) -> None:
+    """In one piece: a full disk must not take what was there."""
+    draft = folder.local / f".{name}"
+    try:
+        draft.write_bytes(content)
+        draft.replace(folder.local / name)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        reason = f"{folder.local / name} cannot be written: {error.strerror}."
+        raise SweepFailedError(reason, folder.uri, Reason.STORAGE) from error
+
+
+def _write_json(folder: SweepFolder, sweep: Sweep, data: Any, source: Path | None) -> None:
     content = {
         "config": sweep.best_config,
         "metric": sweep.goal.metric,
@@ -276,7 +293,7 @@ def _write_json(path: Path, sweep: Sweep, data: Any, source: Path | None) -> Non
         "commit": _commit(source),
         "seconds": round(sweep.seconds, 1),
     }
-    path.write_text(json.dumps(content, indent=2, default=_to_json) + "\n")
+    _write(folder, BEST_FILE, f"{json.dumps(content, indent=2, default=_to_json)}\n".encode())
 
 
 def _to_json(value: Any) -> Any:
@@ -322,7 +339,8 @@ def _explain_failure(path: str, rows: list[dict[str, Any]], trials: list[FrozenT
     first = failed[0]
     if reason_of(first) == MetricNotLoggedError.__name__:
         return str(first.user_attrs["error"]).partition(": ")[2]
-    text = _own_traceback(error_of(first) or str(first.user_attrs["error"]))
+    failure = failure_in(first)
+    text = _own_traceback((failure and failure.text) or str(first.user_attrs["error"]))
     head = f"no trial succeeded, {len(failed)} failed; the first one, {_log_of(path, first)}:"
     return f"{head}\n{text}"
 

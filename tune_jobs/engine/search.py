@@ -3,7 +3,7 @@
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,11 +18,11 @@ from ray.tune.utils.util import unflatten_dict
 
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
-from tune_jobs.engine.record import Record, folder_name
+from tune_jobs.engine.record import Record, failure_in, folder_name, reason_of
 from tune_jobs.engine.settings import SettingsError
 from tune_jobs.engine.view import reseed, show
 
-__all__ = ["SearchSpace", "Space", "StudySearch", "convert_space"]
+__all__ = ["DefineByRun", "SearchSpace", "Space", "StudySearch", "convert_space"]
 
 DefineByRun: TypeAlias = Callable[[optuna.Trial], dict[str, Any] | None]
 Space: TypeAlias = dict[str, Any] | DefineByRun
@@ -90,9 +90,9 @@ class StudySearch(OptunaSearch):
         self._ot_study = self._view
 
     def suggest(self, trial_id: str) -> Any:
-        if self._view._stop_flag:
-            return Searcher.FINISHED
         waiting = self._record.next_waiting()
+        if waiting is None and self._view._stop_flag:
+            return Searcher.FINISHED
         if waiting is not None:
             self._view.enqueue_trial(waiting.system_attrs["fixed_params"])
         number = self._record.num_trials if waiting is None else waiting.number
@@ -142,6 +142,13 @@ class StudySearch(OptunaSearch):
         frozen = self._record.end(trial_id, state, reason, value, failure, kept)
         self._on_trial_end(frozen)
 
+    def end_decided(self) -> None:
+        """End the trials whose driver died between the decision, which is recorded, and the end."""
+        for trial in self._record.started():
+            reason = reason_of(trial)
+            if reason is not None and not trial.state.is_finished():
+                self.end(trial.user_attrs["trial_id"], reason, failure_in(trial))
+
     def end_unfinished(self, reason: Reason) -> None:
         """Close the trials that the end of the sweep cut short; Tune tells a searcher nothing."""
         for trial in self._record.trials():
@@ -156,7 +163,7 @@ class StudySearch(OptunaSearch):
         # Tune asks for a file in each snapshot. The record holds all there is to save, and Ray's
         # own would pickle the whole study each time, and a define-by-run function with it.
         Path(checkpoint_path).write_bytes(pickle.dumps({}))
-        if self._goes_with_snapshots:
+        if self._goes_with_snapshots and not self._record.is_lost:
             shutil.copy(self._record.file, Path(checkpoint_path).parent)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -179,7 +186,9 @@ class StudySearch(OptunaSearch):
         known = dict(storage.get_trial(optuna_id).system_attrs)
         for epoch, score in curve.items():
             storage.set_trial_intermediate_value(optuna_id, epoch, score)
-        with _stop_allowed(self._view):
+        # KeyError: Optuna's grid stumbles over a config that it has not given itself, once the
+        # trial has been told.
+        with _stop_allowed(self._view), suppress(KeyError):
             self._view.tell(number, value if state == TrialState.COMPLETE else None, state=state)
         kept = storage.get_trial(optuna_id).system_attrs
         return {name: value for name, value in kept.items() if known.get(name) != value}
@@ -188,7 +197,7 @@ class StudySearch(OptunaSearch):
         """Let a sampler that had tried everything find that out again."""
         ended = (TrialState.COMPLETE, TrialState.PRUNED)
         for last in self._view.get_trials(deepcopy=False, states=ended)[-1:]:
-            with _stop_allowed(self._view):
+            with _stop_allowed(self._view), suppress(KeyError):
                 self._view.sampler.after_trial(self._view, last, last.state, last.values)
 
 

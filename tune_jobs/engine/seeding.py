@@ -1,18 +1,21 @@
 """What a search begins with: configs to try first, other sweeps to learn from, failed trials."""
 
 import json
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.samplers import RandomSampler
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.manifest import MANIFEST_FILE, Manifest
 from tune_jobs.engine.record import Record, is_failed
-from tune_jobs.engine.search import SearchSpace
+from tune_jobs.engine.search import DefineByRun, SearchSpace
 from tune_jobs.engine.settings import SettingsError
 from tune_jobs.engine.storage import downloaded, is_url, storage_uri
 from tune_jobs.engine.study import load_study
@@ -28,6 +31,7 @@ __all__ = [
 ]
 
 OTHERS = "tune_jobs:others"
+DRAWS = 50  # of a define-by-run space, to see the branches that it has
 
 
 def read_configs(file: str, space: SearchSpace) -> list[dict[str, Any]]:
@@ -46,9 +50,8 @@ def read_configs(file: str, space: SearchSpace) -> list[dict[str, Any]]:
             f'enqueue: {file} must hold a list of configs, such as [{{"lr": 0.001}}].'
         )
     flat = [dict(flatten_dict(config)) for config in configs]
-    if not callable(space.searched):
-        for config in flat:
-            _check_config(file, config, space)
+    for config in flat:
+        _check_config(file, config, space)
     return [{k: v for k, v in config.items() if k not in space.constants} for config in flat]
 
 
@@ -60,10 +63,12 @@ def enqueue(record: Record, configs: Iterable[dict[str, Any]]) -> int:
         How many are new.
     """
     known = [trial.system_attrs.get("fixed_params") for trial in record.trials()]
-    new = [config for config in configs if config not in known]
-    for config in new:
-        record.enqueue(config)
-    return len(new)
+    num_known = len(known)
+    for config in configs:
+        if config not in known:
+            record.enqueue(config)
+            known.append(config)
+    return len(known) - num_known
 
 
 def retry_failed(record: Record) -> int:
@@ -144,11 +149,24 @@ def _load_other(path: str, goal: Goal, storage_path: str) -> list[FrozenTrial]:
 
 
 def _agrees(trial: FrozenTrial, space: SearchSpace) -> bool:
-    if callable(space.searched):
-        return True  # which parameters there are shows when it is called
-    return trial.params.keys() == space.searched.keys() and all(
-        _contains(space.searched[name], value) for name, value in trial.params.items()
+    searched = space.searched
+    if callable(searched):
+        searched = _distributions_of(searched, trial.params)
+    return trial.params.keys() == searched.keys() and all(
+        _contains(searched[name], value) for name, value in trial.params.items()
     )
+
+
+def _distributions_of(space: DefineByRun, params: dict[str, Any]) -> dict[str, BaseDistribution]:
+    """What a define-by-run space asks for where it is given these; nothing where it stumbles."""
+    trial = FixedTrial(params)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values out of range: they are looked at next
+            space(trial)  # type: ignore[arg-type]
+    except Exception:
+        return {}
+    return trial.distributions
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:
@@ -159,24 +177,42 @@ def _contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def _check_config(file: str, config: dict[str, Any], space: SearchSpace) -> None:
-    assert not callable(space.searched)
+    searched = space.searched
+    if callable(searched):
+        searched = _seen_distributions(searched, config)
     for name, value in config.items():
         if name in space.constants:
             is_known = value == space.constants[name]
-        elif name in space.searched:
-            is_known = _contains(space.searched[name], value)
+        elif name in searched:
+            is_known = _contains(searched[name], value)
         else:
-            known = ", ".join(space.searched)
+            known = ", ".join(searched)
             raise SettingsError(f"enqueue: {file} has {name!r}; the space has {known}.")
         if not is_known:
-            domain = space.searched.get(name, space.constants.get(name))
+            domain = searched.get(name, space.constants.get(name))
             raise SettingsError(
                 f"enqueue: {file} has {name} = {value!r}, which is not in the space: {domain}."
             )
 
 
+def _seen_distributions(space: DefineByRun, config: dict[str, Any]) -> dict[str, BaseDistribution]:
+    """What a define-by-run space asks for in some random trials that begin with the config."""
+    seen: dict[str, BaseDistribution] = {}
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    for _ in range(DRAWS):
+        study.enqueue_trial(config)
+        trial = study.ask()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values out of range: they are looked at next
+            space(trial)
+        seen |= trial.distributions
+    return seen
+
+
 def _pack(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
-    own = trial.distributions if callable(space.searched) else space.searched
+    own = space.searched
+    if callable(own):
+        own = _distributions_of(own, trial.params)
     return {
         "state": trial.state.name,
         "params": trial.params,

@@ -4,17 +4,29 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, NoReturn
 
 from pyarrow import fs
 
 from tune_jobs.engine.settings import SettingsError
 
-__all__ = ["SweepFolder", "downloaded", "is_url", "new_folder", "old_folder", "storage_uri"]
+__all__ = [
+    "SweepFolder",
+    "downloaded",
+    "is_url",
+    "new_folder",
+    "old_folder",
+    "storage_uri",
+    "working_files",
+]
+
+# What a driver may leave that died before it had written what it was asked.
+LEFTOVERS = {"sweep.lock", ".sweep.json", ".probe"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,12 @@ class SweepFolder:
         if self.is_remote:
             fs.copy_files(str(self.local), self.path, destination_filesystem=self.filesystem)
 
+    def unpublish(self, name: str) -> None:
+        """Take a file away again, here and at the URL."""
+        (self.local / name).unlink(missing_ok=True)
+        if self.is_remote:
+            self.filesystem.delete_file(f"{self.path}/{name}")
+
 
 def is_url(path: str) -> bool:
     return "://" in path
@@ -57,7 +75,7 @@ def storage_uri(storage_path: str) -> str:
 
 @contextmanager
 def new_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
-    """Make the sweep's own folder; where results go to a URL, files are copied there at the end.
+    """Make the sweep's own folder.
 
     Where what is done inside fails before anything is written, the folder is taken away again.
 
@@ -71,15 +89,8 @@ def new_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
 
 
 @contextmanager
-def old_folder(storage_path: str, name: str, *files: str) -> Iterator[SweepFolder]:
-    """Open the folder of a sweep that is gone on with.
-
-    Args:
-        storage_path: Folder or URL that holds the sweeps.
-        name: The sweep's.
-        files: Names of the files that its driver works on; where results are at a URL they are
-            fetched. One that is only ever appended to, and that a driver which died on this
-            machine had not copied there to the end, is taken from here.
+def old_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
+    """Find the folder of a sweep that is gone on with.
 
     Raises:
         SettingsError: There is no such sweep, or it cannot be read.
@@ -91,21 +102,41 @@ def old_folder(storage_path: str, name: str, *files: str) -> Iterator[SweepFolde
             f"there is no sweep {name!r} in {storage_path} to be resumed; "
             "start it without --resume, or say where it is with --storage-path."
         )
-    if not is_url(uri):
-        yield SweepFolder(uri, filesystem, path, Path(path))
+    yield SweepFolder(uri, filesystem, path, _live_folder(uri) if is_url(uri) else Path(path))
+
+
+@contextmanager
+def working_files(folder: SweepFolder, names: Sequence[str], lost: Event) -> Iterator[None]:
+    """The files that a driver works on, in `folder.local`; to be entered under the sweep's lock.
+
+    Where results are at a URL they are fetched, and copied there at the end, unless the sweep is
+    refused or has been lost: then they are left as they are, here and there. A file that is only
+    ever appended to, and that a driver which died on this machine had not copied to the end, is
+    taken from here.
+
+    Args:
+        folder: The sweep's folder.
+        names: The files of an earlier driver; none: it is a new sweep.
+        lost: Set once another driver has taken the sweep over.
+    """
+    if not folder.is_remote:
+        yield
         return
-    folder = SweepFolder(uri, filesystem, path, _live_folder(uri))
+    if not names:
+        shutil.rmtree(folder.local, ignore_errors=True)  # of a sweep that is no longer there
     folder.local.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        _fetch(folder, file)
+    for name in names:
+        _fetch(folder, name)
     is_refused = False
     try:
-        yield folder
+        yield
     except SettingsError:
-        is_refused = True  # what is there is left as it is, and so is what is here
+        is_refused = True
         raise
     finally:
-        if not is_refused:
+        if is_refused and not names:
+            shutil.rmtree(folder.local)
+        elif not is_refused and not lost.is_set():
             _upload(folder)
             shutil.rmtree(folder.local)
 
@@ -128,15 +159,15 @@ def _new_local_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
     folder = Path(storage_uri(storage_path), name)
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except FileExistsError:
-        if folder.exists():
-            _refuse_name(name, folder)
         _refuse_path(storage_path, "a file is in the way")
     except OSError as error:
         _remove_empty(created)
         _refuse_path(storage_path, error.strerror)
+    if folder not in created:
+        _check_free(name, folder, (path.name for path in folder.iterdir()))
     try:
         yield SweepFolder(str(folder), fs.LocalFileSystem(), str(folder), folder)
     finally:
@@ -147,25 +178,30 @@ def _new_remote_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
     url = f"{storage_uri(storage_path)}/{name}"
     filesystem, path = _filesystem_of(url)
     try:
-        if filesystem.get_file_info(path).type != fs.FileType.NotFound:
-            _refuse_name(name, url)
+        if filesystem.get_file_info(path).type == fs.FileType.File:
+            _refuse_path(storage_path, "a file is in the way")
+        there = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        _check_free(name, url, (info.base_name for info in there))
         filesystem.create_dir(path)
         with filesystem.open_output_stream(f"{path}/.probe"):
             pass
         filesystem.delete_file(f"{path}/.probe")
     except OSError as error:
         _refuse_path(url, str(error))
-    folder = SweepFolder(url, filesystem, path, _live_folder(url))
-    shutil.rmtree(folder.local, ignore_errors=True)  # of a sweep that is no longer there
-    folder.local.mkdir(parents=True)
     try:
-        yield folder
+        yield SweepFolder(url, filesystem, path, _live_folder(url))
     finally:
-        if any(folder.local.iterdir()):
-            _upload(folder)
-        elif not folder.filesystem.get_file_info(fs.FileSelector(folder.path)):
-            folder.filesystem.delete_dir(folder.path)
-        shutil.rmtree(folder.local)
+        if not filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+            filesystem.delete_dir(path)
+
+
+def _check_free(name: str, folder: Any, there: Iterable[str]) -> None:
+    """A folder that holds no more than a driver leaves that died as it began may be used."""
+    if not set(there) <= LEFTOVERS:
+        raise SettingsError(
+            f"name {name!r} is taken: {folder} is there; choose another --name, "
+            "or go on with that sweep with --resume."
+        )
 
 
 def _upload(folder: SweepFolder) -> None:
@@ -218,13 +254,6 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
         except OSError:
             return
-
-
-def _refuse_name(name: str, folder: Any) -> NoReturn:
-    raise SettingsError(
-        f"name {name!r} is taken: {folder} is there; choose another --name, "
-        "or go on with that sweep with --resume."
-    )
 
 
 def _refuse_path(storage_path: str, reason: str | None) -> NoReturn:

@@ -33,7 +33,8 @@ from tune_jobs.engine.cluster import cluster_nodes, running_ray
 from tune_jobs.engine.ending import SweepStopper, interruptible
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.opening import OpenSweep, open_sweep
-from tune_jobs.engine.record import Record, reason_of
+from tune_jobs.engine.reasons import Reason
+from tune_jobs.engine.record import Record
 from tune_jobs.engine.resources import Resources, plan_resources
 from tune_jobs.engine.results import Sweep, SweepFailedError, collect_results
 from tune_jobs.engine.scheduler import ASHA, EpochScheduler
@@ -93,7 +94,11 @@ def run_sweep(
     job = source.stem if source else "sweep"
     name = settings.name or f"{job}-{datetime.now():%Y%m%d-%H%M%S}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with open_sweep(settings, name, goal, search_space) as sweep, running_ray(settings.address):
+    with (
+        open_sweep(settings, name, goal, search_space) as sweep,
+        _interruptions_told(sweep.folder.uri),
+        running_ray(settings.address),
+    ):
         settings = sweep.settings
         resources = plan_resources(settings, cluster_nodes())
         data = load_data(settings) if load_data is not None else None
@@ -121,6 +126,15 @@ def run_sweep(
             started=started,
             ended=driver.stopper.reason,
         )
+
+
+@contextmanager
+def _interruptions_told(path: str) -> Iterator[None]:
+    """Say of a Ctrl-C before or after the trials, too, which sweep can be gone on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SweepFailedError("interrupted.", path, Reason.INTERRUPTED) from None
 
 
 class _Driver:
@@ -159,11 +173,8 @@ class _Driver:
             goes_with_snapshots=self._folder.is_remote,
         )
         for trial in record.started():
-            trial_id = trial.user_attrs["trial_id"]
-            self._scheduler.replay(trial_id, trial.intermediate_values)
-            reason = reason_of(trial)
-            if reason is not None:  # else the driver died between this decision and the end
-                self.search.end(trial_id, reason)
+            self._scheduler.replay(trial.user_attrs["trial_id"], trial.intermediate_values)
+        self.search.end_decided()
 
     def run(self, trainable: Any, resources: Resources) -> tune.ResultGrid:
         """Run them, each told to the study as it ends.

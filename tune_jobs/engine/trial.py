@@ -23,6 +23,7 @@ from ray import tune
 from ray.train._internal.session import get_session
 
 from tune_jobs.engine.checkpoints import CHECKPOINT_FILE, check_checkpoint
+from tune_jobs.engine.reasons import CheckpointError
 from tune_jobs.engine.resources import Resources
 from tune_jobs.engine.settings import LightningSettings, SettingsError
 
@@ -171,11 +172,12 @@ def lightning_trial(
         _name_versions(pl, _as_list(kwargs.get("logger")), trial_folder)
         trainer = make_trainer(model, resources, max_epochs=settings.max_epochs, **kwargs)
         with tempfile.TemporaryDirectory() as folder:
+            checkpoint = _resume_from(folder)
             trainer.fit(
                 model,
                 recipe.make_data(config, data),
-                ckpt_path=_resume_from(folder),
-                weights_only=False,  # a trial's own, with whatever hyperparameters it has
+                ckpt_path=checkpoint,
+                weights_only=checkpoint is None or _is_plain(checkpoint),
             )
         if report.stopped:
             sys.exit(0)  # as Ray's own stop does, but after Lightning has ended in order
@@ -280,6 +282,13 @@ def _resume_from(folder: str) -> str | None:
     return str(Path(folder, CHECKPOINT_FILE))
 
 
+def _is_plain(checkpoint: str) -> bool:
+    """Whether it holds nothing that has to be unpickled; a user's hyperparameters may have to."""
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    return not get_unsafe_globals_in_checkpoint(checkpoint)
+
+
 def _make_report_callback(pl: Any, metric: str) -> Any:
     class ReportCallback(pl.callbacks.Checkpoint):
         """Reports each validated epoch to Tune with a checkpoint, and leaves when told to.
@@ -325,6 +334,8 @@ def _make_report_callback(pl: Any, metric: str) -> Any:
                 with tempfile.TemporaryDirectory() as folder:
                     trainer.save_checkpoint(Path(folder, CHECKPOINT_FILE))
                     tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+            except OSError as error:
+                raise CheckpointError(f"a checkpoint cannot be stored: {error}") from error
             except SystemExit:
                 # Ray's stop. Let through, it would end Lightning as a failure: loggers are told
                 # "failed" and on_fit_end never runs.

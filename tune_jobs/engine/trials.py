@@ -16,7 +16,7 @@ from ray.tune.utils import flatten_dict
 from tune_jobs.engine.callbacks import write_results
 from tune_jobs.engine.checkpoints import Shelf
 from tune_jobs.engine.reasons import Blame, failure_of
-from tune_jobs.engine.record import error_of, is_failed, results_of
+from tune_jobs.engine.record import failure_in, results_of
 from tune_jobs.engine.search import StudySearch
 
 __all__ = ["SweepTrial", "TrialQueue"]
@@ -150,11 +150,11 @@ class TrialQueue(SearchGenerator):
     ) -> None:
         # Their logs may have been in Ray's staging folder only when the driver died.
         write_results(trial, results)
-        error = error_of(recorded)
-        if error is not None:
-            Path(trial.local_path, EXPR_ERROR_FILE).write_text(error)
+        failure = failure_in(recorded)
+        if failure is not None:
+            Path(trial.local_path, EXPR_ERROR_FILE).write_text(failure.text)
             trial.run_metadata.error_filename = EXPR_ERROR_FILE
-        trial.set_status(Trial.ERROR if is_failed(recorded) else Trial.TERMINATED)
+        trial.set_status(Trial.ERROR if failure is not None else Trial.TERMINATED)
         self._on_recall(trial, recorded)
 
     def _make(self, trial_id: str, config: dict[str, Any]) -> Trial:
