@@ -67,7 +67,7 @@ def test_first_failure_of_the_storage_ends_it_and_is_told(tmp_path: Path) -> Non
     assert stopper.trouble is None
     fail(stopper, tmp_path, CheckpointError("a checkpoint cannot be stored: no space"))
     assert stopper.reason == Reason.STORAGE
-    assert stopper.trouble == "CheckpointError: a checkpoint cannot be stored: no space."
+    assert stopper.trouble == "a checkpoint cannot be stored: no space."
 
 
 def test_another_driver_ends_it(tmp_path: Path) -> None:

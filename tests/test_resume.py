@@ -172,7 +172,7 @@ def test_process_that_dies_between_two_trials_fails_neither(tmp_path: Path) -> N
 def test_full_disk_ends_the_sweep_with_a_sentence_and_it_goes_on_once_there_is_room(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(SweepFailedError, match=r"OSError: .*No space left on device") as failure:
+    with pytest.raises(SweepFailedError, match=r"cannot be stored: .*No space left") as failure:
         tune_tiny(tmp_path, [config("full"), config("good", 0.3)], max_concurrent=1)
     assert failure.value.ended is not None
     assert failure.value.ended.is_resumable

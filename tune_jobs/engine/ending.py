@@ -78,7 +78,7 @@ class SweepStopper(Stopper):
         if self._record.trouble is not None:
             return f"{self._record.trouble}."
         failure = self.watcher.storage_failure
-        return None if failure is None else f"{failure.message}."
+        return None if failure is None else f"{failure.error}."
 
     def interrupt(self) -> None:
         """End the sweep; called by a signal."""
