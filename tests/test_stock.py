@@ -28,9 +28,12 @@ SPACE = {"x": tune.uniform(0, 1)}
 @pytest.fixture(scope="module", autouse=True)
 def _ray_with_two_logical_gpus() -> Iterator[None]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
-    ray.init(num_cpus=4, num_gpus=2, log_to_driver=False, include_dashboard=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # Ours sets it, in this process too where other tests have run before; workers inherit it.
+        patch.delenv("RAY_CHDIR_TO_TRIAL_DIR", raising=False)
+        ray.init(num_cpus=4, num_gpus=2, log_to_driver=False, include_dashboard=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(autouse=True)
