@@ -169,6 +169,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(
 
 def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").touch()
     done = run_job("garden", "--name", "taken", storage=tmp_path)
     assert done.returncode == 2
     assert "is taken" in done.stderr
