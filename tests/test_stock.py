@@ -388,7 +388,7 @@ else:
         train,
         param_space={"x": tune.uniform(0, 1)},
         tune_config=tune.TuneConfig(
-            search_alg=search, num_samples=30, metric="score", mode="max",
+            search_alg=search, num_samples=10, metric="score", mode="max",
             max_concurrent_trials=2, reuse_actors=True,
         ),
         run_config=tune.RunConfig(storage_path=folder, name="stock", verbose=0),

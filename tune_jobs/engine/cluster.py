@@ -21,6 +21,7 @@ DRIVER_ENV = {
     # Else a trial moves into a folder of its own, and a user's relative paths lead nowhere.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV and TensorBoard would say everything thrice
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of trials that fail while the sweep ends
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `interruptible` knows better how to end
 }
 
