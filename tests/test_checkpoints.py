@@ -63,11 +63,16 @@ def test_shelf_leaves_alone_what_is_not_in_a_trials_own_folder(tmp_path: Path) -
 def test_checkpoint_of_a_plain_function_is_its_own_affair(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
     check_checkpoint(LOCAL, str(tmp_path))
+    (tmp_path / "checkpoint.ckpt").write_text("cut off")
+    with pytest.raises(CheckpointError):
+        check_checkpoint(LOCAL, str(tmp_path))
 
 
 def test_checkpoint_that_is_whole_can_be_read(tmp_path: Path) -> None:
     file = make_checkpoint(tmp_path / "c")
+    content = file.read_bytes()
     check_checkpoint(LOCAL, str(file.parent))
+    assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize("kept", [0, 10, 500])

@@ -36,10 +36,13 @@ def make_stopper(
 
 def fail(stopper: SweepStopper, folder: Path, error: Exception) -> None:
     class Trial:
+        trial_id = "t"
+        status = "RUNNING"
         pickled_error_file = str(folder / "error.pkl")
 
     (folder / "error.pkl").write_bytes(cloudpickle.dumps(RayTaskError("train", "here", error)))
     trial: Any = Trial()
+    stopper._scheduler.on_trial_error(None, trial)  # in Tune's order
     stopper.watcher.on_trial_error(0, [], trial)
 
 

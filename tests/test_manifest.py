@@ -30,7 +30,9 @@ def test_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_same_sweep_may_go_on_with_more_trials_and_another_budget() -> None:
-    make().check(make(num_trials=99, time_budget_s=5.0, max_concurrent=7, stop_at=0.9))
+    now = make(num_trials=99, time_budget_s=5.0, max_concurrent=7, stop_at=0.9)
+    assert make().differences(now) == []
+    make().check(now)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,9 @@ def test_define_by_run_space_is_held_against_its_source() -> None:
 
 
 def test_constant_that_is_an_object_is_the_same_in_another_process() -> None:
-    make(space={**SPACE, "thing": object()}).check(make(space={**SPACE, "thing": object()}))
+    one, other = (make(space={**SPACE, "thing": object()}) for _ in range(2))
+    assert one.differences(other) == []
+    one.check(other)
 
 
 def test_manifest_of_another_version_is_refused(tmp_path: Path) -> None:

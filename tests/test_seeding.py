@@ -19,7 +19,6 @@ from tune_jobs.engine.record import Record
 from tune_jobs.engine.search import StudySearch, convert_space
 from tune_jobs.engine.seeding import (
     enqueue,
-    keep_others,
     others_of,
     read_configs,
     read_others,
@@ -38,11 +37,11 @@ def write(folder: Path, content: Any) -> str:
     return str(file)
 
 
-def make_search(record: Record) -> tuple[StudySearch, Endings]:
+def make_search(record: Record, others: Any = ()) -> tuple[StudySearch, Endings]:
     endings = Endings()
     sampler = TPESampler(n_startup_trials=5)
-    others = others_of(record)
-    return StudySearch(SEARCH_SPACE, GOAL, record, sampler, 0, endings, others), endings
+    shown = others_of(others)
+    return StudySearch(SEARCH_SPACE, GOAL, record, sampler, 0, endings, shown), endings
 
 
 def run(search: StudySearch, record: Record, trial_id: str, score: float) -> dict[str, Any]:
@@ -229,9 +228,9 @@ def test_sampler_is_shown_the_finished_trials_of_another_sweep_and_the_study_is_
     folder = tmp_path / "s"
     folder.mkdir()
     record = Record.create(folder, "s", GOAL, Event())
-    keep_others(record, packed)
-    for opened in (record, Record.open(folder, Event())):  # also where the other is gone
-        search, _ = make_search(opened)
+    packed = json.loads(json.dumps(packed))  # as the manifest keeps them
+    for opened in (record, Record.open(folder, Event())):
+        search, _ = make_search(opened, packed)
         shown = search._ot_study.get_trials()
         assert [t.state.name for t in shown] == ["COMPLETE", "PRUNED", "PRUNED", "PRUNED"]
         assert [t.intermediate_values for t in shown] == [{1: 0.5}, {1: 0.5}, {}, {}]

@@ -10,11 +10,12 @@ from ray.tune.logger import JsonLoggerCallback
 
 from tune_jobs.engine.goal import epoch_of
 from tune_jobs.engine.record import Record, results_of
+from tune_jobs.engine.transient import Transient
 
 __all__ = ["ResultLogs", "write_results"]
 
 
-class ResultLogs(JsonLoggerCallback):
+class ResultLogs(Transient, JsonLoggerCallback):
     """Each trial's results as JSON lines, from which Ray's `ResultGrid` reads its data frames.
 
     Ray's own leaves the files of trials open that the end of the sweep cut short, and repeats the
@@ -42,9 +43,6 @@ class ResultLogs(JsonLoggerCallback):
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         for trial in list(self._trial_files):
             self.log_trial_end(trial)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # for Tune's snapshots; nothing is restored from there
 
 
 def write_results(trial: Any, results: Mapping[int, Mapping[str, Any]]) -> None:

@@ -11,9 +11,10 @@ import ray
 from optuna.trial import TrialState
 from ray.tune import Callback, Stopper
 
-from tune_jobs.engine.reasons import Blame, Failure, Reason, failure_of
+from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
 from tune_jobs.engine.record import Record
 from tune_jobs.engine.scheduler import EpochScheduler
+from tune_jobs.engine.transient import Transient
 from tune_jobs.engine.trial import MetricNotLoggedError
 
 __all__ = ["MAX_FAILURES_WITHOUT_SUCCESS", "SweepStopper", "interruptible"]
@@ -24,7 +25,7 @@ MAX_FAILURES_WITHOUT_SUCCESS = 5
 KILL_AFTER_S = 3.0
 
 
-class SweepStopper(Stopper):
+class SweepStopper(Transient, Stopper):
     """Ends a sweep, and knows why.
 
     Args:
@@ -51,7 +52,7 @@ class SweepStopper(Stopper):
         self._is_interrupted = False
         self._is_ending = False
         complete = (trial.state == TrialState.COMPLETE for trial in record.trials())
-        self.watcher = FailureWatcher(num_successes=sum(complete))
+        self.watcher = FailureWatcher(scheduler.endings, num_successes=sum(complete))
 
     @property
     def reason(self) -> Reason | None:
@@ -95,21 +96,20 @@ class SweepStopper(Stopper):
             self.watcher.kill_later(KILL_AFTER_S)
         return True
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # for `tuner.pkl`, which Tune writes; nothing of ours is restored from there
 
-
-class FailureWatcher(Callback):
+class FailureWatcher(Transient, Callback):
     """Counts trials that failed until one succeeds; holds on to those that run.
 
     Args:
+        endings: Why trials were ended, as the scheduler fills it; Tune calls that first.
         num_successes: Trials that had succeeded before.
 
     Attributes:
         storage_failure: The first failure that was the storage's; None: there was none.
     """
 
-    def __init__(self, num_successes: int) -> None:
+    def __init__(self, endings: Endings, num_successes: int) -> None:
+        self._endings = endings
         self.storage_failure: Failure | None = None
         self._num_failures = 0
         self._num_successes = num_successes
@@ -146,15 +146,12 @@ class FailureWatcher(Callback):
         self._num_successes += 1
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        failure = failure_of(trial)
+        failure = self._endings.failures[trial.trial_id]
         if failure.blame == Blame.STORAGE:
             self.storage_failure = self.storage_failure or failure
             return
         self._num_failures += 1
         self._metric_missing |= isinstance(failure.error, MetricNotLoggedError)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # for Tune's snapshots; nothing is restored from there
 
 
 @contextlib.contextmanager

@@ -4,14 +4,13 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from tune_jobs.engine.manifest import MANIFEST_FILE, recorded_settings
+from tune_jobs.engine.manifest import recorded_settings
 from tune_jobs.engine.reasons import Reason
 from tune_jobs.engine.results import Sweep, SweepFailedError
 from tune_jobs.engine.settings import Settings, SettingsError, parse_settings
-from tune_jobs.engine.storage import downloaded, is_url, storage_uri
+from tune_jobs.engine.storage import storage_uri
 from tune_jobs.engine.summary import format_summary
 
 __all__ = ["run_job"]
@@ -67,22 +66,14 @@ def _read_settings(
     settings = parse_settings(settings_type, description, args)
     if not settings.resume:
         return settings
-    recorded = _recorded(settings, f"{storage_uri(settings.storage_path)}/{settings.name}")
+    try:
+        folder = f"{storage_uri(settings.storage_path)}/{settings.name}"
+        recorded = recorded_settings(folder, settings)
+    except OSError:
+        return settings  # `run_sweep` says what is wrong with the folder
     # A flag that were on by default could only be turned off.
     default = dataclasses.replace(recorded, resume=False, retry_failed=False)
     return parse_settings(settings_type, description, args, default=default)
-
-
-def _recorded(settings: AnySettings, folder: str) -> AnySettings:
-    """The settings of the sweep that is gone on with; where it has none, `run_sweep` says so."""
-    try:
-        if is_url(folder):
-            with downloaded(f"{folder}/{MANIFEST_FILE}") as local:
-                return recorded_settings(local, settings)
-        has_manifest = Path(folder, MANIFEST_FILE).exists()
-        return recorded_settings(Path(folder), settings) if has_manifest else settings
-    except OSError:
-        return settings
 
 
 def _print_way_on(path: str, ended: Reason | None, address: str | None) -> None:

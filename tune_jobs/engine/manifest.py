@@ -14,6 +14,7 @@ from optuna.distributions import distribution_to_json
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.search import SearchSpace
 from tune_jobs.engine.settings import Settings, SettingsError
+from tune_jobs.engine.storage import downloaded, is_url, write_whole
 
 __all__ = ["MANIFEST_FILE", "Manifest", "recorded_settings"]
 
@@ -70,18 +71,27 @@ class Manifest:
         return cls(goal.metric, goal.mode, described, kept, None, configs, others)
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, folder: str | Path) -> "Manifest":
         """Read the manifest of a sweep.
 
+        Args:
+            folder: The sweep's folder or URL.
+
         Raises:
+            FileNotFoundError: There is none.
             SettingsError: It is damaged, or another version of the project wrote it.
         """
-        file = folder / MANIFEST_FILE
+        if is_url(str(folder)):
+            with downloaded(f"{folder}/{MANIFEST_FILE}") as local:
+                return cls.read(local)
+        file = Path(folder, MANIFEST_FILE)
         try:
             content = json.loads(file.read_text())
             version = content.pop("format")
             if version == FORMAT:
                 return cls(**content)
+        except FileNotFoundError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingsError(
                 f"{file} cannot be read ({error}); nothing has been changed. "
@@ -95,9 +105,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write it into the sweep's folder, in one piece."""
         text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2)
-        draft = folder / f".{MANIFEST_FILE}"
-        draft.write_text(text + "\n")
-        draft.replace(folder / MANIFEST_FILE)
+        write_whole(folder / MANIFEST_FILE, f"{text}\n".encode())
 
     def check(self, now: "Manifest") -> None:
         """See that a sweep can be gone on with as it is asked for now.
@@ -105,6 +113,14 @@ class Manifest:
         Raises:
             SettingsError: It cannot; the message names the differences.
         """
+        if differences := self.differences(now):
+            raise SettingsError(
+                f"the sweep cannot be resumed as another one: {'; '.join(differences)}. "
+                "Resume it as it was, or start a new one with another --name."
+            )
+
+    def differences(self, now: "Manifest") -> list[str]:
+        """What keeps a sweep from being gone on with as it is asked for now, in words."""
         differences = []
         if (self.metric, self.mode) != (now.metric, now.mode):
             differences.append(
@@ -120,14 +136,10 @@ class Manifest:
             was, is_now = self.settings.get(name), now.settings.get(name)
             if was != is_now:
                 differences.append(f"its {name} is {was}, not {is_now}")
-        if differences:
-            raise SettingsError(
-                f"the sweep cannot be resumed as another one: {'; '.join(differences)}. "
-                "Resume it as it was, or start a new one with another --name."
-            )
+        return differences
 
 
-def recorded_settings(folder: Path, given: AnySettings) -> AnySettings:
+def recorded_settings(folder: str | Path, given: AnySettings) -> AnySettings:
     """The settings that a sweep was started with; those said anew each time are as given.
 
     Raises:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import TrialState
 from pyarrow import fs
 
 from tune_jobs.engine.checkpoints import Shelf, check_checkpoint
@@ -20,7 +19,6 @@ from tune_jobs.engine.results import BEST_FILE
 from tune_jobs.engine.search import SearchSpace
 from tune_jobs.engine.seeding import (
     enqueue,
-    keep_others,
     read_configs,
     read_others,
     retry_failed,
@@ -73,8 +71,7 @@ class OpenSweep:
             )
         else:
             self.manifest.write(self.folder.local)  # with what is asked for now: more trials, say
-        # Both once in its life, however often: the driver may have died in the midst of it.
-        keep_others(record, self.manifest.others)
+        # Each once in its life, however often: the driver may have died in the midst of it.
         enqueue(record, self.manifest.configs)
         if self.settings.retry_failed:
             retry_failed(record)
@@ -144,20 +141,23 @@ def _read_seeds(
 
 
 def _read_manifest(folder: SweepFolder) -> Manifest:
-    if (folder.local / MANIFEST_FILE).exists():
+    try:
         return Manifest.read(folder.local)
-    raise SettingsError(
-        f"{folder.uri} has no {MANIFEST_FILE}: it is no sweep, one that another version of "
-        "tune_jobs made, or one that ended before it had begun; nothing has been changed. "
-        "Start a new sweep, with another --name unless the folder is empty."
-    )
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"{folder.uri} has no {MANIFEST_FILE}: it is no sweep, one that another version of "
+            "tune_jobs made, or one that ended before it had begun; nothing has been changed. "
+            "Start a new sweep, with another --name unless the folder is empty."
+        ) from error
 
 
 def _has_record(folder: SweepFolder) -> bool:
     """Whether there is a record, or the driver died before its first line."""
     file = folder.local / STUDY_FILE
-    if file.exists() and b"\n" in file.read_bytes():
-        return True
+    if file.exists():
+        with file.open("rb") as stream:
+            if stream.readline().endswith(b"\n"):
+                return True
     infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path))
     return any(info.base_name.startswith("trial_") for info in infos)  # and it is gone
 
@@ -171,7 +171,7 @@ def _with_data(settings: Settings, data: str | None) -> Settings:
 
 def _check_checkpoints(record: Record, folder: SweepFolder) -> None:
     """See that unfinished trials can go on."""
-    unfinished = [trial for trial in record.trials() if trial.state == TrialState.RUNNING]
+    unfinished = record.running()
     if not unfinished:
         return
     shelf = Shelf(folder.filesystem, folder.path)

@@ -22,6 +22,7 @@ __all__ = [
     "RecordError",
     "failure_in",
     "folder_name",
+    "id_of",
     "is_failed",
     "is_started",
     "reason_of",
@@ -70,7 +71,7 @@ class Record:
         self._storage = study._storage
         trials = self.trials()
         self.num_trials = len(trials)
-        self._ids = {t.user_attrs["trial_id"]: t._trial_id for t in trials if is_started(t)}
+        self._ids = {id_of(t): t._trial_id for t in trials if is_started(t)}
         self._waiting = deque(t for t in trials if t.state == TrialState.WAITING)
 
     @classmethod
@@ -124,6 +125,10 @@ class Record:
     def started(self) -> list[FrozenTrial]:
         """Those of them that have been started; the others wait."""
         return [trial for trial in self.trials() if is_started(trial)]
+
+    def running(self) -> list[FrozenTrial]:
+        """Those of them that have been started and have not ended."""
+        return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
 
     def trial(self, trial_id: str) -> FrozenTrial:
         """The trial with Tune's id."""
@@ -239,9 +244,7 @@ class Record:
 
     def mend_curves(self, metric: str) -> None:
         """Bring each running trial's curve to its results: the driver may have died between."""
-        for trial in self.trials():
-            if trial.state != TrialState.RUNNING:
-                continue
+        for trial in self.running():
             for epoch, result in results_of(trial).items():
                 score = float(result[metric])
                 if math.isfinite(score) and trial.intermediate_values.get(epoch) != score:
@@ -274,6 +277,12 @@ class Record:
 def folder_name(number: int) -> str:
     """The name of a trial's folder."""
     return f"trial_{number:04d}"
+
+
+def id_of(trial: FrozenTrial) -> str:
+    """Tune's id of a trial that has been started."""
+    trial_id: str = trial.user_attrs["trial_id"]
+    return trial_id
 
 
 def is_started(trial: FrozenTrial) -> bool:

@@ -11,7 +11,6 @@ import sys
 import time
 import traceback
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from tune_jobs.engine.record import (
 from tune_jobs.engine.resources import Resources
 from tune_jobs.engine.search import StudySearch
 from tune_jobs.engine.settings import LightningSettings, Settings
-from tune_jobs.engine.storage import SweepFolder
+from tune_jobs.engine.storage import SweepFolder, write_whole
 from tune_jobs.engine.study import copy_to_memory
 from tune_jobs.engine.trial import MetricNotLoggedError, Recipe
 
@@ -265,15 +264,11 @@ def _write_csv(folder: SweepFolder, rows: list[dict[str, Any]]) -> None:
 
 
 def _write(folder: SweepFolder, name: str, content: bytes) -> None:
-    """In one piece: a full disk must not take what was there."""
-    draft = folder.local / f".{name}"
+    file = folder.local / name
     try:
-        draft.write_bytes(content)
-        draft.replace(folder.local / name)
+        write_whole(file, content)
     except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        reason = f"{folder.local / name} cannot be written: {error.strerror}."
+        reason = f"{file} cannot be written: {error.strerror}."
         raise SweepFailedError(reason, folder.uri, Reason.STORAGE) from error
 
 

@@ -10,11 +10,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_jobs.engine.goal import Goal, epoch_of
 from tune_jobs.engine.reasons import Endings, Reason, failure_of
+from tune_jobs.engine.transient import Transient
 
 __all__ = ["ASHA", "EpochScheduler", "make_rungs"]
 
 
-class EpochScheduler(FIFOScheduler):
+class EpochScheduler(Transient, FIFOScheduler):
     """Ends a trial after its last epoch, at a score that is good enough, and when it diverges.
 
     Ray's schedulers let a trial that reports NaN run on, since NaN compares false with everything.
@@ -90,9 +91,6 @@ class EpochScheduler(FIFOScheduler):
         if trial.status == Trial.ERROR:
             return  # Tune calls this too when it puts a trial back into the queue
         self.endings.failures[trial.trial_id] = failure_of(trial)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # for `tuner.pkl`, which Tune writes; nothing of ours is restored from there
 
 
 class ASHA(EpochScheduler):

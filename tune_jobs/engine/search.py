@@ -18,9 +18,10 @@ from ray.tune.utils.util import unflatten_dict
 
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
-from tune_jobs.engine.record import Record, failure_in, folder_name, reason_of
+from tune_jobs.engine.record import Record, failure_in, folder_name, id_of, reason_of
 from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.view import reseed, show
+from tune_jobs.engine.transient import Transient
+from tune_jobs.engine.view import has_crashed, reseed, show
 
 __all__ = ["DefineByRun", "SearchSpace", "Space", "StudySearch", "convert_space"]
 
@@ -35,7 +36,7 @@ class SearchSpace(NamedTuple):
     constants: dict[str, Any]
 
 
-class StudySearch(OptunaSearch):
+class StudySearch(Transient, OptunaSearch):
     """An `OptunaSearch` that asks a view of the record, and enters in it what happened.
 
     Ray's own tells a trial that ASHA stopped as COMPLETE, with a value that its intermediate values
@@ -137,23 +138,22 @@ class StudySearch(OptunaSearch):
         # Optuna's value of a pruned trial is its last.
         epoch = self._goal.best_epoch(curve) if is_complete else max(curve, default=None)
         value = None if epoch is None else curve[epoch]
-        has_crashed = failure is not None or reason == Reason.NAN
-        kept = self._tell(trial_id, state, value, {} if has_crashed else curve)
+        shown = {} if has_crashed(reason, failure) else curve
+        kept = self._tell(trial_id, state, value, shown)
         frozen = self._record.end(trial_id, state, reason, value, failure, kept)
         self._on_trial_end(frozen)
 
     def end_decided(self) -> None:
         """End the trials whose driver died between the decision, which is recorded, and the end."""
-        for trial in self._record.started():
+        for trial in self._record.running():
             reason = reason_of(trial)
-            if reason is not None and not trial.state.is_finished():
-                self.end(trial.user_attrs["trial_id"], reason, failure_in(trial))
+            if reason is not None:
+                self.end(id_of(trial), reason, failure_in(trial))
 
     def end_unfinished(self, reason: Reason) -> None:
         """Close the trials that the end of the sweep cut short; Tune tells a searcher nothing."""
-        for trial in self._record.trials():
-            if trial.state == TrialState.RUNNING:
-                self.end(trial.user_attrs["trial_id"], reason)
+        for trial in self._record.running():
+            self.end(id_of(trial), reason)
 
     def folder_of(self, trial: Any) -> str:
         """The folder of a Tune trial: by its number in the study, which trials.csv has too."""
@@ -165,9 +165,6 @@ class StudySearch(OptunaSearch):
         Path(checkpoint_path).write_bytes(pickle.dumps({}))
         if self._goes_with_snapshots and not self._record.is_lost:
             shutil.copy(self._record.file, Path(checkpoint_path).parent)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # for `tuner.pkl`, which Tune writes; nothing of ours is restored from there
 
     def _tell(
         self,

@@ -13,24 +13,22 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.manifest import MANIFEST_FILE, Manifest
+from tune_jobs.engine.manifest import Manifest
 from tune_jobs.engine.record import Record, is_failed
 from tune_jobs.engine.search import DefineByRun, SearchSpace
 from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.storage import downloaded, is_url, storage_uri
+from tune_jobs.engine.storage import is_url, storage_uri
 from tune_jobs.engine.study import load_study
 from tune_jobs.engine.view import shown_curve
 
 __all__ = [
     "enqueue",
-    "keep_others",
     "others_of",
     "read_configs",
     "read_others",
     "retry_failed",
 ]
 
-OTHERS = "tune_jobs:others"
 DRAWS = 50  # of a define-by-run space, to see the branches that it has
 
 
@@ -118,25 +116,16 @@ def read_others(
     return [_pack(trial, space) for trial in agreeing]
 
 
-def keep_others(record: Record, others: list[dict[str, Any]]) -> None:
-    """Keep in the record what `read_others` has read, for later drivers too."""
-    record.keep({OTHERS: others})
-
-
-def others_of(record: Record) -> list[FrozenTrial]:
-    """The trials that `keep_others` has kept."""
-    return [_unpack(packed) for packed in record.kept().get(OTHERS, ())]
+def others_of(packed: Iterable[dict[str, Any]]) -> list[FrozenTrial]:
+    """The trials that `read_others` has read."""
+    return [_unpack(trial) for trial in packed]
 
 
 def _load_other(path: str, goal: Goal, storage_path: str) -> list[FrozenTrial]:
     is_path = is_url(path) or Path(path).is_dir()
     folder = path if is_path else f"{storage_uri(storage_path)}/{path}"
     try:
-        if is_url(folder):
-            with downloaded(f"{folder}/{MANIFEST_FILE}") as local:
-                manifest = Manifest.read(local)
-        else:
-            manifest = Manifest.read(Path(folder))
+        manifest = Manifest.read(folder)
         trials = load_study(folder).get_trials()
     except (OSError, ValueError, SettingsError) as error:
         raise SettingsError(f"warm_start: no sweep can be read at {folder}: {error}") from error
@@ -149,21 +138,22 @@ def _load_other(path: str, goal: Goal, storage_path: str) -> list[FrozenTrial]:
 
 
 def _agrees(trial: FrozenTrial, space: SearchSpace) -> bool:
-    searched = space.searched
-    if callable(searched):
-        searched = _distributions_of(searched, trial.params)
+    searched = _searched(space, trial.params)
     return trial.params.keys() == searched.keys() and all(
         _contains(searched[name], value) for name, value in trial.params.items()
     )
 
 
-def _distributions_of(space: DefineByRun, params: dict[str, Any]) -> dict[str, BaseDistribution]:
-    """What a define-by-run space asks for where it is given these; nothing where it stumbles."""
+def _searched(space: SearchSpace, params: dict[str, Any]) -> dict[str, BaseDistribution]:
+    """What the space asks for; one that is define-by-run, where it is given these: nothing if it
+    stumbles over them."""
+    if not callable(space.searched):
+        return space.searched
     trial = FixedTrial(params)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values out of range: they are looked at next
-            space(trial)  # type: ignore[arg-type]
+            space.searched(trial)  # type: ignore[arg-type]
     except Exception:
         return {}
     return trial.distributions
@@ -210,9 +200,7 @@ def _seen_distributions(space: DefineByRun, config: dict[str, Any]) -> dict[str,
 
 
 def _pack(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
-    own = space.searched
-    if callable(own):
-        own = _distributions_of(own, trial.params)
+    own = _searched(space, trial.params)
     return {
         "state": trial.state.name,
         "params": trial.params,

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -23,6 +23,7 @@ __all__ = [
     "old_folder",
     "storage_uri",
     "working_files",
+    "write_whole",
 ]
 
 # What a driver may leave that died before it had written what it was asked.
@@ -60,6 +61,22 @@ class SweepFolder:
         (self.local / name).unlink(missing_ok=True)
         if self.is_remote:
             self.filesystem.delete_file(f"{self.path}/{name}")
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file in one piece: neither a death nor a full disk takes what was there.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    draft = file.with_name(f".{file.name}")
+    try:
+        draft.write_bytes(content)
+        draft.replace(file)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink()
+        raise
 
 
 def is_url(path: str) -> bool:

@@ -34,7 +34,7 @@ from tune_jobs.engine.ending import SweepStopper, interruptible
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.opening import OpenSweep, open_sweep
 from tune_jobs.engine.reasons import Reason
-from tune_jobs.engine.record import Record
+from tune_jobs.engine.record import Record, id_of
 from tune_jobs.engine.resources import Resources, plan_resources
 from tune_jobs.engine.results import Sweep, SweepFailedError, collect_results
 from tune_jobs.engine.scheduler import ASHA, EpochScheduler
@@ -168,12 +168,12 @@ class _Driver:
             sampler,
             self._settings.seed,
             self._scheduler.endings,
-            others_of(record),
+            others_of(sweep.manifest.others),
             TrialPrinter(self._goal, record.trials()),
             goes_with_snapshots=self._folder.is_remote,
         )
         for trial in record.started():
-            self._scheduler.replay(trial.user_attrs["trial_id"], trial.intermediate_values)
+            self._scheduler.replay(id_of(trial), trial.intermediate_values)
         self.search.end_decided()
 
     def run(self, trainable: Any, resources: Resources) -> tune.ResultGrid:

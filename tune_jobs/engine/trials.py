@@ -16,8 +16,9 @@ from ray.tune.utils import flatten_dict
 from tune_jobs.engine.callbacks import write_results
 from tune_jobs.engine.checkpoints import Shelf
 from tune_jobs.engine.reasons import Blame, failure_of
-from tune_jobs.engine.record import failure_in, results_of
+from tune_jobs.engine.record import failure_in, id_of, results_of
 from tune_jobs.engine.search import StudySearch
+from tune_jobs.engine.transient import Transient
 
 __all__ = ["SweepTrial", "TrialQueue"]
 
@@ -52,7 +53,7 @@ class SweepTrial(Trial):
         return {k: v for k, v in super().__getstate__().items() if k != "controller"}
 
 
-class TrialQueue(SearchGenerator):
+class TrialQueue(Transient, SearchGenerator):
     """Hands Tune the trials of a sweep, and no more at a time than there are slots.
 
     A sweep that is gone on with is a new one to Tune, whose first trials are the recorded ones:
@@ -111,9 +112,6 @@ class TrialQueue(SearchGenerator):
         none_left = not self._recorded and self._num_started >= self.total_samples
         return bool(none_left or self._finished)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # for `tuner.pkl`, which Tune writes; nothing of ours is restored from there
-
     def _suggest(self) -> Trial | None:
         trial_id = Trial.generate_id()
         config = self.searcher.suggest(trial_id)
@@ -124,7 +122,7 @@ class TrialQueue(SearchGenerator):
         return self._make(trial_id, config)
 
     def _recall(self, recorded: FrozenTrial) -> Trial:
-        trial = self._make(recorded.user_attrs["trial_id"], self.searcher.config_of(recorded))
+        trial = self._make(id_of(recorded), self.searcher.config_of(recorded))
         trial.init_local_path()
         results = results_of(recorded)
         kept = self._shelf.of(trial.storage.trial_dir_name, results)

@@ -9,10 +9,10 @@ from optuna.samplers import BaseSampler
 from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_jobs.engine.reasons import Reason
-from tune_jobs.engine.record import is_failed, reason_of
+from tune_jobs.engine.reasons import Failure, Reason
+from tune_jobs.engine.record import failure_in, id_of, reason_of
 
-__all__ = ["reseed", "show", "shown_curve"]
+__all__ = ["has_crashed", "reseed", "show", "shown_curve"]
 
 
 def show(
@@ -44,7 +44,7 @@ def show(
             system_attrs={k: v for k, v in trial.system_attrs.items() if "tune_jobs:" not in k},
         )
         optuna_id = study._storage.create_new_trial(study._study_id, template)
-        numbers[trial.user_attrs["trial_id"]] = study._storage.get_trial(optuna_id).number
+        numbers[id_of(trial)] = study._storage.get_trial_number_from_id(optuna_id)
     return numbers
 
 
@@ -55,8 +55,14 @@ def shown_curve(trial: FrozenTrial) -> dict[int, float]:
     would lead it astray; without values they rank last, and it keeps away (as FAIL, which samplers
     leave out, 42 of 120 trials crashed where 21 did so).
     """
-    has_crashed = is_failed(trial) or reason_of(trial) == Reason.NAN
-    return {} if has_crashed or not trial.state.is_finished() else dict(trial.intermediate_values)
+    if not trial.state.is_finished() or has_crashed(reason_of(trial), failure_in(trial)):
+        return {}
+    return dict(trial.intermediate_values)
+
+
+def has_crashed(reason: str | None, failure: Failure | None) -> bool:
+    """Whether a trial that ended so is shown without values."""
+    return failure is not None or reason == Reason.NAN
 
 
 def reseed(sampler: BaseSampler, seed: int, number: int) -> None:
