@@ -123,3 +123,19 @@ def test_best_so_far_counts_trials_that_had_finished_before(
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("with value 0.9.")
     assert second.endswith("with value 0.95.")
+
+
+def test_of_equals_the_first_by_number_is_the_best_whichever_ended_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printer = TrialPrinter(GOAL, [])
+    for number in (3, 1, 2):
+        trial = create_trial(value=0.9)
+        trial.number = number
+        printer(trial)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("Best is ")[2][:7] for line in lines] == [
+        "trial 3",
+        "trial 1",
+        "trial 1",
+    ]

@@ -37,9 +37,12 @@ class TrialPrinter:
     def _note(self, trial: FrozenTrial) -> None:
         if trial.state != TrialState.COMPLETE:
             return
-        gain = self._goal.gain
-        if self._best is None or gain(trial.values[0]) > gain(self._best.values[0]):
+        if self._best is None or self._rank(trial) > self._rank(self._best):
             self._best = trial
+
+    def _rank(self, trial: FrozenTrial) -> tuple[float, int]:
+        """Of equals the first wins, by number, as in the study; not the first to end."""
+        return self._goal.gain(trial.values[0]), -trial.number
 
 
 def format_trial(goal: Goal, trial: FrozenTrial, best: FrozenTrial | None) -> str:
