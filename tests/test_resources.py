@@ -2,7 +2,12 @@
 
 import pytest
 
-from tune_jobs.engine.resources import DEFAULT_GPU_SHARE, plan_resources, trials_per_node
+from tune_jobs.engine.resources import (
+    DEFAULT_GPU_SHARE,
+    Resources,
+    count_slots,
+    plan_resources,
+)
 from tune_jobs.engine.settings import Settings, SettingsError
 
 TWO_GPUS = {"CPU": 16.0, "GPU": 2.0}
@@ -21,7 +26,7 @@ def test_share_of_two_fifths_leaves_a_rest_on_each_gpu() -> None:
     [(1 / 3, 3), (0.333333333, 3), (0.3333333334, 3), (0.34, 2), (0.1, 10), (1, 1), (0.51, 1)],
 )
 def test_gpu_holds_as_many_shares_as_fit_whatever_the_rounding(share: float, slots: int) -> None:
-    assert trials_per_node({"CPU": 100, "GPU": 1}, 1, share) == slots
+    assert count_slots([{"CPU": 100, "GPU": 1}], Resources(1, share, 0)) == slots
 
 
 @pytest.mark.parametrize(
@@ -30,7 +35,7 @@ def test_gpu_holds_as_many_shares_as_fit_whatever_the_rounding(share: float, slo
 def test_node_without_gpu_need_holds_what_its_cpus_allow(
     total: float, cpus: float, slots: int
 ) -> None:
-    assert trials_per_node({"CPU": total}, cpus, 0) == slots
+    assert count_slots([{"CPU": total}], Resources(cpus, 0, 0)) == slots
 
 
 def test_cpus_limit_the_slots_where_they_are_fewer_than_the_shares() -> None:

@@ -162,3 +162,12 @@ def test_help_exits_0_and_names_every_field(capsys: pytest.CaptureFixture[str]) 
     assert "a job of mine" in out
     for field in dataclasses.fields(LightningSettings):
         assert "--" + field.name.replace("_", "-") + " " in out
+
+
+def test_storage_of_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TUNE_JOBS_STORAGE_PATH", raising=False)
+    assert Settings().storage_path == "./results"
+    monkeypatch.setenv("TUNE_JOBS_STORAGE_PATH", "s3://bucket/sweeps")
+    assert Settings().storage_path == "s3://bucket/sweeps"
+    monkeypatch.setenv("TUNE_JOBS_STORAGE_PATH", "")
+    assert Settings().storage_path == "./results"

@@ -2,22 +2,27 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
+from pyarrow import fs
+from ray import tune
 
 from models.mlp import MLP
 from tune_jobs.engine.evaluation import evaluate
+from tune_jobs.engine.reasons import CheckpointError
 from tune_jobs.engine.resources import Resources
-from tune_jobs.engine.settings import SettingsError
+from tune_jobs.engine.settings import LightningSettings, SettingsError
 from tune_jobs.engine.trial import (
     ENGINE_KWARGS,
     Recipe,
     _name_versions,
     lightning_package,
+    lightning_trial,
     make_trainer,
     prepare_device,
 )
@@ -190,3 +195,34 @@ def test_module_without_a_test_has_no_test_score() -> None:
     module, data = pytorch_lightning.LightningModule(), pytorch_lightning.LightningDataModule()
     recipe = Recipe(lambda config, given: module, lambda config, given: data)
     assert evaluate(b"", recipe, {}, None, ON_CPU) is None
+
+
+class Storage:
+    """Of a trial, as Ray hands it out, on a node that may not see it."""
+
+    experiment_fs_path = "/mnt/sweeps/s"
+
+    def __init__(self, error: OSError | None = None) -> None:
+        self.storage_filesystem, self._error = self, error
+
+    def get_file_info(self, path: str) -> fs.FileInfo:
+        if self._error is not None:
+            raise self._error
+        return fs.FileInfo(path, fs.FileType.NotFound)
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        (Storage(), "does not see /mnt/sweeps/s; --storage-path must be a folder that all nodes"),
+        (Storage(OSError("AWS Error ACCESS_DENIED")), "/mnt/sweeps/s cannot be read: AWS Error"),
+    ],
+)
+def test_node_without_the_storage_ends_the_sweep_before_it_trains(
+    monkeypatch: pytest.MonkeyPatch, storage: Storage, message: str
+) -> None:
+    context = SimpleNamespace(get_storage=lambda: storage)
+    monkeypatch.setattr(tune, "get_context", lambda: context)
+    trial = lightning_trial(make_recipe(), "m", LightningSettings(), ON_CPU)
+    with pytest.raises(CheckpointError, match=message):  # which blames the storage
+        trial({}, None)

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tune_jobs.engine.settings import Settings, SettingsError
 
-__all__ = ["DEFAULT_GPU_SHARE", "Node", "Resources", "plan_resources", "trials_per_node"]
+__all__ = ["DEFAULT_GPU_SHARE", "Node", "Resources", "count_slots", "plan_resources"]
 
 DEFAULT_GPU_SHARE = 0.25
 
@@ -56,7 +56,8 @@ def plan_resources(settings: Settings, nodes: Iterable[Node]) -> Resources:
     if share == "auto":
         share = DEFAULT_GPU_SHARE if any(node.get("GPU", 0) for node in nodes) else 0.0
     cpus = settings.cpus_per_trial
-    slots = sum(trials_per_node(node, cpus, share) for node in nodes)
+    resources = Resources(cpus, share, slots=0)
+    slots = count_slots(nodes, resources)
     if not slots:
         most = {name: max((n.get(name, 0) for n in nodes), default=0) for name in ("CPU", "GPU")}
         options = ["--cpus-per-trial"] if cpus > most["CPU"] else []
@@ -66,14 +67,18 @@ def plan_resources(settings: Settings, nodes: Iterable[Node]) -> Resources:
             f"one has is {most['CPU']:g} CPU and {most['GPU']:g} GPU; "
             f"lower {' and '.join(options or ['--cpus-per-trial'])}."
         )
-    return Resources(cpus, share, min(slots, settings.max_concurrent or slots))
+    return replace(resources, slots=min(slots, settings.max_concurrent or slots))
 
 
-def trials_per_node(node: Node, cpus: float, share: float) -> int:
-    """How many trials one node holds.
+def count_slots(nodes: Iterable[Node], resources: Resources) -> int:
+    """How many trials that take this much these nodes hold.
 
     A trial's share lies on one GPU, so a GPU holds floor(1 / share) trials, whatever is left.
     """
+    return sum(_trials_per_node(node, resources.cpus, resources.gpus) for node in nodes)
+
+
+def _trials_per_node(node: Node, cpus: float, share: float) -> int:
     # 1e-9: three shares of 1/3 written as 0.333... must not lose a slot to rounding
     by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-9)
     if not share:

@@ -43,8 +43,11 @@ class Settings:
     """A score that is good enough: the sweep ends when a trial reaches it."""
     seed: int = 0
     """Seed of the search and of every trial."""
-    storage_path: str = "./results"
-    """Folder or URL (s3://, gs://, file://) that holds the sweeps."""
+    storage_path: str = field(
+        default_factory=lambda: os.environ.get("TUNE_JOBS_STORAGE_PATH") or "./results"
+    )
+    """Folder or URL (s3://, gs://, file://) that holds the sweeps, and that all nodes of a cluster
+    can write to; its default is $TUNE_JOBS_STORAGE_PATH, else ./results."""
     name: str | None = None
     """Name of the sweep and of its folder; none: job and time."""
     keep_checkpoints: int = 10

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ from ray import tune
 
 from tune_jobs.engine.callbacks import ResultLogs
 from tune_jobs.engine.checkpoints import KeepBestCheckpoints, Shelf
-from tune_jobs.engine.cluster import cluster_nodes, running_ray
+from tune_jobs.engine.cluster import (
+    check_shared,
+    read_autoscaler,
+    read_capacity,
+    running_ray,
+    wait_for_workers,
+)
 from tune_jobs.engine.ending import SweepStopper, interruptible
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.opening import OpenSweep, open_sweep
@@ -41,10 +48,12 @@ from tune_jobs.engine.scheduler import ASHA, EpochScheduler
 from tune_jobs.engine.search import SearchSpace, Space, StudySearch, convert_space
 from tune_jobs.engine.seeding import others_of
 from tune_jobs.engine.settings import LightningSettings, Settings, SettingsError
-from tune_jobs.engine.storage import storage_uri
+from tune_jobs.engine.shipping import check_kept
+from tune_jobs.engine.storage import SweepFolder, storage_uri
 from tune_jobs.engine.summary import TrialPrinter
 from tune_jobs.engine.trial import Recipe, function_trial, lightning_trial
 from tune_jobs.engine.trials import TrialQueue
+from tune_jobs.engine.watch import ClusterWatch
 
 __all__ = ["run_sweep"]
 
@@ -87,6 +96,7 @@ def run_sweep(
         SweepFailedError: No trial succeeded, or the storage failed.
     """
     started = time.monotonic()
+    check_kept(storage_uri(settings.storage_path))
     goal = Goal(metric, mode)
     recipe = _make_recipe(settings, objective, load_data, make_model, make_data, trainer_kwargs)
     search_space = convert_space(space)
@@ -97,10 +107,10 @@ def run_sweep(
     with (
         open_sweep(settings, name, goal, search_space) as sweep,
         _interruptions_told(sweep.folder.uri),
-        running_ray(settings.address),
+        running_ray(settings.address, source and source.parent),
     ):
         settings = sweep.settings
-        resources = plan_resources(settings, cluster_nodes())
+        resources, watch = _look_at_cluster(settings, sweep.folder)
         data = load_data(settings) if load_data is not None else None
         record = sweep.begin(getattr(data, "name", None))
         print(f"{_headline(name, record, settings)}, {resources}", flush=True)
@@ -110,8 +120,11 @@ def run_sweep(
             trainable = _make_lightning_trainable(recipe, goal, settings, resources, data)
             # While the trials do the same: the winner is tested in this process.
             _import_in_background("pytorch_lightning")
+        num_unfinished = _num_trials(record, settings) - _num_finished(record)
+        if waits_for := watch.describe_wait(num_unfinished):
+            print(waits_for, flush=True)
         driver = _Driver(sweep, record, search_space, sampler or TPESampler(constant_liar=True))
-        grid = driver.run(trainable, resources)
+        grid = driver.run(trainable, resources, watch)
         return collect_results(
             settings,
             goal,
@@ -126,6 +139,21 @@ def run_sweep(
             started=started,
             ended=driver.stopper.reason,
         )
+
+
+def _look_at_cluster(settings: Settings, folder: SweepFolder) -> tuple[Resources, ClusterWatch]:
+    """Plan with what there is and what may come, and check that the folder is there for all.
+
+    Raises:
+        SettingsError: No node could ever hold a trial, or one does not see the folder.
+    """
+    autoscaler = read_autoscaler()
+    wait_for_workers(autoscaler)
+    read = partial(read_capacity, autoscaler)
+    resources = plan_resources(settings, read().nodes)
+    if not folder.is_remote:
+        check_shared(folder.path, resources)
+    return resources, ClusterWatch(resources, settings.max_concurrent, read)
 
 
 @contextmanager
@@ -176,16 +204,16 @@ class _Driver:
             self._scheduler.replay(id_of(trial), trial.intermediate_values)
         self.search.end_decided()
 
-    def run(self, trainable: Any, resources: Resources) -> tune.ResultGrid:
+    def run(self, trainable: Any, resources: Resources, watch: ClusterWatch) -> tune.ResultGrid:
         """Run them, each told to the study as it ends.
 
         Raises:
             SweepFailedError: The storage failed, or another driver has taken over.
         """
         stopper = self.stopper
-        tuner = self._make_tuner(trainable, resources)
+        tuner = self._make_tuner(trainable, resources, watch)
         try:
-            with _pending_trials(resources.slots), interruptible(stopper):
+            with _pending_trials(), interruptible(stopper):
                 grid = tuner.fit()
         except Exception as error:
             if stopper.trouble is None:
@@ -197,13 +225,13 @@ class _Driver:
             self.search.end_unfinished(stopper.reason)
         return grid
 
-    def _make_tuner(self, trainable: Any, resources: Resources) -> tune.Tuner:
+    def _make_tuner(self, trainable: Any, resources: Resources, watch: ClusterWatch) -> tune.Tuner:
         settings, goal = self._settings, self._goal
         keeper = KeepBestCheckpoints(settings.keep_checkpoints, goal, self._scheduler.endings)
         queue = TrialQueue(
             self.search,
             self._record.started(),
-            resources.slots,
+            lambda: watch.slots,
             lambda: self.stopper.reason is not None,
             Shelf(self._folder.filesystem, self._folder.path),
             keeper.recall,
@@ -230,7 +258,7 @@ class _Driver:
                     checkpoint_score_attribute=goal.metric,
                     checkpoint_score_order=goal.mode,
                 ),
-                callbacks=[ResultLogs(self._record), self.stopper.watcher, keeper],
+                callbacks=[ResultLogs(self._record), self.stopper.watcher, keeper, watch],
             ),
         )
 
@@ -239,11 +267,15 @@ def _headline(name: str, record: Record, settings: Settings) -> str:
     trials, total = record.started(), _num_trials(record, settings)
     if not trials:
         return f"Sweep {name}: {total} trials"
-    finished = sum(trial.state.is_finished() for trial in trials)
+    finished = _num_finished(record)
     return (
         f"Sweep {name}, resumed: {finished} of {total} trials are finished, "
         f"{len(trials) - finished} go on"
     )
+
+
+def _num_finished(record: Record) -> int:
+    return sum(trial.state.is_finished() for trial in record.started())
 
 
 def _num_trials(record: Record, settings: Settings) -> int:
@@ -289,12 +321,12 @@ def _import_in_background(module: str) -> None:
 
 
 @contextmanager
-def _pending_trials(slots: int) -> Iterator[None]:
-    """Let as many trials wait as there are slots: Tune lets one at a time, and slots fill one by
-    one, unless its own limiter of concurrency is used, which knows nothing of recorded trials."""
+def _pending_trials() -> Iterator[None]:
+    """Let all trials wait that `TrialQueue` hands out: Tune lets one at a time, and slots fill one
+    by one, unless its own limiter of concurrency is used, which knows nothing of recorded ones."""
     name = "TUNE_MAX_PENDING_TRIALS_PG"
     before = os.environ.get(name)
-    os.environ[name] = before or str(slots)
+    os.environ[name] = before or str(sys.maxsize)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import inspect
 import math
 import os
 import random
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -158,6 +159,7 @@ def lightning_trial(
     """A trial that trains `make_model(config, data)` on `make_data(config, data)`."""
 
     def trial(config: dict[str, Any], data: Any) -> None:
+        _check_storage()
         prepare_device(resources)
         from lightning_fabric import seed_everything  # the seeds are global: for either package
 
@@ -271,6 +273,24 @@ def _name_versions(pl: Any, loggers: list[Any], trial_folder: str) -> None:
         is_of_files = isinstance(logger, (pl.loggers.CSVLogger, pl.loggers.TensorBoardLogger))
         if is_of_files and logger._version is None:
             logger._version = trial_folder
+
+
+def _check_storage() -> None:
+    """Check that this node sees the sweep's folder, before a trial trains for its first checkpoint.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    storage = tune.get_context().get_storage()
+    try:
+        there = storage.storage_filesystem.get_file_info(storage.experiment_fs_path).type
+    except OSError as error:  # a bucket that may be written to, and not listed
+        raise CheckpointError(f"{storage.experiment_fs_path} cannot be read: {error}") from error
+    if there == fs.FileType.NotFound:
+        raise CheckpointError(
+            f"node {socket.gethostname()} does not see {storage.experiment_fs_path}; "
+            "--storage-path must be a folder that all nodes mount, or a URL"
+        )
 
 
 def _resume_from(folder: str) -> str | None:

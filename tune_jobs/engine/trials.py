@@ -65,7 +65,7 @@ class TrialQueue(Transient, SearchGenerator):
     Args:
         search: Gives the configs of new trials.
         recorded: The trials of the record that have been started.
-        slots: Trials side by side.
+        slots: Tells how many trials may run side by side now.
         is_over: Whether the sweep has to end; it may have to as soon as it is gone on with.
         shelf: The checkpoints that are there.
         on_recall: Called with each finished trial that is handed out again, and what is recorded.
@@ -75,7 +75,7 @@ class TrialQueue(Transient, SearchGenerator):
         self,
         search: StudySearch,
         recorded: list[FrozenTrial],
-        slots: int,
+        slots: Callable[[], int],
         is_over: Callable[[], bool],
         shelf: Shelf,
         on_recall: Callable[[Trial, FrozenTrial], None],
@@ -95,7 +95,7 @@ class TrialQueue(Transient, SearchGenerator):
             return self._recall(self._recorded.popleft())
         if self._is_over():
             self.set_finished()
-        if self.is_finished() or len(self._live) >= self._slots:
+        if self.is_finished() or len(self._live) >= self._slots():
             return None
         trial = self._recall(self._recorded.popleft()) if self._recorded else self._suggest()
         if trial is not None:

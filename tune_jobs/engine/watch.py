@@ -1,0 +1,84 @@
+"""Keeps an eye on the cluster while a sweep runs: nodes awaited, nodes that come and go."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ray import tune
+
+from tune_jobs.engine.cluster import Capacity
+from tune_jobs.engine.resources import Node, Resources, count_slots
+from tune_jobs.engine.transient import Transient
+
+__all__ = ["ClusterWatch"]
+
+PERIOD_S = 5.0
+
+
+class ClusterWatch(Transient, tune.Callback):
+    """Says what the sweep waits for, and when nodes come or go; knows the slots that there are.
+
+    A node of the user's own that comes back, or one that is added, is not known when the sweep is
+    planned; its slots are used when it is there.
+
+    Args:
+        resources: The plan.
+        most: Trials side by side at most; None: as many as there are slots.
+        read: Reads the cluster.
+    """
+
+    def __init__(
+        self, resources: Resources, most: int | None, read: Callable[[], Capacity]
+    ) -> None:
+        self._resources, self._most, self._read = resources, most, read
+        self._capacity = read()
+        self._total = self._count(self._capacity.nodes)
+        self._next_look = 0.0
+        self.slots = resources.slots
+
+    def describe_wait(self, num_trials: int) -> str | None:
+        """What trials wait for before all that can run side by side do; None: for nothing.
+
+        Args:
+            num_trials: Trials that are to run.
+        """
+        alive = self._capacity.alive.values()
+        types = self._startable_types()
+        if not types or count_slots(alive, self._resources) >= min(num_trials, self.slots):
+            return None
+        return f"{self._amount()}; the autoscaler is starting {' or '.join(types)}"
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + PERIOD_S
+        before, self._capacity = self._capacity, self._read()
+        self._total = max(self._total, self._count(self._capacity.nodes))
+        slots = max(self._resources.slots, count_slots(self._capacity.nodes, self._resources))
+        self.slots = min(slots, self._most or slots)
+        waiting = sum(not trial.is_finished() for trial in trials)
+        for node in before.alive.keys() - self._capacity.alive.keys():
+            print(f"Node {before.names[node]} is gone: {self._now(waiting)}", flush=True)
+        for node in self._capacity.alive.keys() - before.alive.keys():
+            name = self._capacity.names[node]
+            print(f"Node {name} has come: {self._now(waiting)}", flush=True)
+
+    def _now(self, num_trials: int) -> str:
+        return self.describe_wait(num_trials) or self._amount()
+
+    def _amount(self) -> str:
+        alive = self._count(self._capacity.alive.values())
+        return f"{alive:g} of {self._total:g} {self._unit}s"
+
+    def _startable_types(self) -> list[str]:
+        fitting = (
+            t for t, node in self._capacity.startable if count_slots([node], self._resources)
+        )
+        return list(dict.fromkeys(fitting))
+
+    @property
+    def _unit(self) -> str:
+        return "GPU" if self._resources.gpus else "CPU"
+
+    def _count(self, nodes: Iterable[Node]) -> float:
+        return sum(n.get(self._unit, 0) for n in nodes if count_slots([n], self._resources))
