@@ -1,0 +1,130 @@
+"""Cluster files and a machine where all is well, and ways to break them, for the doctor's tests.
+
+The good files are the shipped ones with their placeholders filled in.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.utils import canonicalize_name
+
+from tune_jobs.engine.doctor import Finding, examine
+
+REPO = Path(__file__).parents[1]
+AWS, ONPREM = SHIPPED = ["cluster.yaml", "cluster-onprem.yaml"]
+HEAD_NODE = "available_node_types.head"
+WORKER_NODE = "available_node_types.gpu_spot"
+PINS = {
+    canonicalize_name(name): version
+    for name, version in re.findall(
+        r"^([\w.-]+)==(\S+)$", (REPO / "constraints.txt").read_text(), re.MULTILINE
+    )
+}
+
+Config = dict[str, Any]
+Break = Callable[[Config], object]
+Case = tuple[str, Break, str, str, list[str]]  # as `check_case` takes them
+
+
+def good_machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a machine where all is well, and go to its home; tests put the file there."""
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PATH", str(home / "bin"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.chdir(home)
+    for file in (".ray/auth_token", ".ssh/id_ed25519", "bin/ssh", "bin/rsync"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).touch(mode=0o700)
+    Path("constraints.txt").write_bytes((REPO / "constraints.txt").read_bytes())
+    monkeypatch.setattr("platform.python_version", lambda: "3.11.7")
+    install(monkeypatch, PINS)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
+    """Have these packages installed, and no others."""
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+def good(name: str) -> Config:
+    text = (REPO / name).read_text()
+    text = text.replace("ami-YOUR-IMAGE", "ami-0123456789abcdef0")
+    text = text.replace("sg-YOUR-GROUP", "sg-0123456789abcdef0")
+    config: Config = json.loads(json.dumps(yaml.safe_load(text.replace("YOUR-", "the-"))))
+    return config  # json: without YAML's anchors each node type has values of its own
+
+
+def findings_of(config: Any) -> list[Finding]:
+    file = Path("cluster.yaml")
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    return examine(file)
+
+
+def findings_after(name: str, change: Break) -> list[Finding]:
+    config = good(name)
+    change(config)
+    return findings_of(config)
+
+
+def check_case(name: str, broken: Break, check: str, where: str, words: list[str]) -> None:
+    """A good file, once broken, has one finding: of this check, there, with these words."""
+    (finding,) = findings_after(name, broken)
+    assert (finding.check, re.sub(r"(_commands)\.\d+", r"\1.N", finding.where)) == (check, where)
+    assert [word for word in words if word not in finding.message] == []
+    assert finding.message.endswith((".", "?"))
+
+
+def swap(old: str, new: str) -> Break:
+    """Replace a text in the file; it must be there."""
+
+    def broken(config: Config) -> None:
+        text = json.dumps(config)
+        assert json.dumps(old)[1:-1] in text
+        config |= json.loads(text.replace(json.dumps(old)[1:-1], json.dumps(new)[1:-1]))
+
+    return broken
+
+
+def put(path: str, value: object) -> Break:
+    """Set a value by its dotted path."""
+
+    def broken(config: Config) -> None:
+        parent, key = _parent_of(config, path)
+        parent[key] = value
+
+    return broken
+
+
+def drop(path: str) -> Break:
+    def broken(config: Config) -> None:
+        parent, key = _parent_of(config, path)
+        del parent[key]
+
+    return broken
+
+
+def add_setup(command: str) -> Break:
+    return lambda config: config["setup_commands"].append(command)
+
+
+def docker_image(image: str) -> Break:
+    return put("docker", {"image": image, "container_name": "ray"})
+
+
+def _parent_of(config: Config, path: str) -> tuple[Any, str]:
+    *parts, key = path.split(".")
+    parent: Any = config
+    for part in parts:
+        parent = parent[int(part) if isinstance(parent, list) else part]
+    return parent, key

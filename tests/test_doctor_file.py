@@ -1,0 +1,83 @@
+"""How a cluster file is read: files that are none, and the variables of a command."""
+
+from pathlib import Path
+
+import pytest
+
+from tune_jobs.engine.cluster_file import Command, NodeConfig
+from tune_jobs.engine.doctor import examine
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b"a: [1", "is not YAML that Ray could read: "),
+        (b"a: b: c", 'mapping values are not allowed here in "cluster.yaml", line 1, column 5.'),
+        (b"\xff\xfe\xff", "is not YAML that Ray could read"),
+        (b"a: \x01", "is not YAML that Ray could read"),
+        (b"a: &a [*a]", "is not YAML that Ray could read"),
+        (b"", "holds nothing, no mapping"),
+        (b"just a text", "holds a str, no mapping"),
+        (b"- a\n- b", "holds a list, no mapping"),
+    ],
+)
+def test_file_that_is_none_is_one_sentence(
+    content: bytes | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("cluster.yaml")
+    if content is not None:
+        file.write_bytes(content)
+    (finding,) = examine(file)
+    assert (finding.check, finding.where) == ("file", "cluster.yaml")
+    assert finding.message.startswith("cluster.yaml ")
+    assert words in finding.message
+    assert "\n" not in finding.message
+
+
+@pytest.mark.parametrize(
+    ("command", "variables"),
+    [
+        ("A=1 B='x y' ~/bin/ray start --port=6379 --b=c", {"A": "1", "B": "x y"}),
+        ("export A=1; export A=2 && ulimit -n 9\nray start", {"A": "2"}),
+        ("(export A=1; ray start)", {"A": "1"}),
+        ("A=1; B=2 ls; # C=3\nray start", {}),
+        ("export A=b", {}),
+        ("export A=b; echo x >> ~/.bashrc", {}),
+        ("echo 'export A=\"b\"' >> ~/.bashrc", {"A": "b"}),
+        ('echo "export A=\\"b\\"" >> "$HOME/.profile"', {"A": "b"}),
+        ("grep -q A ~/.bashrc || echo export A=b c=d >>${HOME}/.bashrc", {"A": "b", "c": "d"}),
+        ("cat >> ~/.bashrc <<'EOF'\nexport A=b\n# export A=c, don't\nEOF", {"A": "b"}),
+        ("{ echo export A=b; echo export C=d; } >> ~/.bashrc", {"A": "b", "C": "d"}),
+        ("echo A=b >> ~/.bashrc", {}),  # stays in the shell
+        ("printf 'export %s\\n' A=b > ~/other", {}),
+        ("# export A=b >> ~/.bashrc", {}),
+        ("A=b ls > log 2>&1", {}),
+        ("pip install a==1 --index-url=x > ~/.bashrc", {}),
+    ],
+)
+def test_variables_of_a_command(command: str, variables: dict[str, str]) -> None:
+    node = NodeConfig("head", "head", {}, (Command("setup_commands.0", command),))
+    assert node.variables == variables
+
+
+@pytest.mark.parametrize(
+    ("command", "is_read"),
+    [
+        ("echo 'source ~/.env' >> ~/.bashrc", True),
+        ("grep -q env ~/.bashrc || echo '[ -f ~/.env ] && . ~/.env' >> ~/.bashrc", True),
+        ('printf "source $HOME/.env\\n" >> ~/.profile', True),
+        ("source ~/.env; ray start", True),
+        (". ~/.env && ray start", True),
+        ("source ~/.env", False),  # in a shell that ends
+        ("echo 'source ~/.env' > ~/start.sh", False),
+        ("echo 'source ~/.env2' >> ~/.bashrc", False),
+        ("# source ~/.env\nray start", False),
+    ],
+)
+def test_variables_of_a_file_count_where_it_is_sourced(command: str, is_read: bool) -> None:
+    texts = ["printf 'export %s\\n' A=b 'P=$HOME/x:$P' > ~/.env", command]
+    commands = tuple(Command(f"setup_commands.{i}", text) for i, text in enumerate(texts))
+    node = NodeConfig("head", "head", {}, commands, run_options=("-e D=e",))
+    assert node.variables == {"D": "e"} | ({"A": "b", "P": "$HOME/x:$P"} if is_read else {})

@@ -1,0 +1,233 @@
+"""The doctor on versions: do the nodes get this machine's Python, and the packages jobs need?"""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster_files import (
+    AWS,
+    ONPREM,
+    PINS,
+    REPO,
+    SHIPPED,
+    Break,
+    Case,
+    add_setup,
+    check_case,
+    docker_image,
+    drop,
+    findings_after,
+    findings_of,
+    good,
+    good_machine,
+    install,
+    swap,
+)
+
+from tune_jobs.engine.doctor import examine
+
+TORCH, RAY = PINS["torch"], PINS["ray"]
+
+# The file, what breaks it, the check that finds it, where, and what the message says.
+BROKEN: list[Case] = [
+    (
+        AWS,
+        swap("--python 3.11", "--python 3.12"),
+        "python",
+        "setup_commands.N",
+        ["Python 3.12", "runs 3.11.7", "the same"],
+    ),
+    (
+        AWS,
+        swap("--python 3.11", "--python 3.11.9"),
+        "python",
+        "setup_commands.N",
+        ["Python 3.11.9", "runs 3.11.7"],
+    ),
+    (
+        AWS,
+        swap(" --python 3.11", ""),
+        "python",
+        "setup_commands",
+        ["no Python is named for head and gpu_spot", "--python 3.11`"],
+    ),
+    (
+        AWS,
+        docker_image(f"rayproject/ray:{RAY}-py310-gpu"),
+        "python",
+        f"the image rayproject/ray:{RAY}-py310-gpu",
+        ["Python 3.10", "runs 3.11.7"],
+    ),
+    (
+        AWS,
+        swap(f"torch=={TORCH}", "torch==1.0"),
+        "versions",
+        "setup_commands.N",
+        ["torch==1.0", f"constraints.txt has {TORCH}", f"write torch=={TORCH}"],
+    ),
+    (
+        AWS,
+        swap(f"ray[default,tune]=={RAY}", "ray[default,tune]"),
+        "versions",
+        "setup_commands.N",
+        ["ray[default,tune] names no version", f"write ray=={RAY}"],
+    ),
+    (
+        ONPREM,
+        swap(f"optuna=={PINS['optuna']}", "optuna>=5.0"),
+        "versions",
+        "setup_commands.N",
+        ["optuna>=5.0 names no version", f"optuna=={PINS['optuna']}"],
+    ),
+    (
+        ONPREM,
+        swap(f"optuna=={PINS['optuna']}", "optuna==5.*"),
+        "versions",
+        "setup_commands.N",
+        ["optuna==5.* names no version"],
+    ),
+    (
+        ONPREM,
+        swap(f'"torch=={TORCH}"', ""),
+        "versions",
+        "setup_commands",
+        ["no command installs torch on head and workers", f"install torch=={TORCH}"],
+    ),
+    (
+        AWS,
+        docker_image("rayproject/ray-ml:2.60.0-gpu"),
+        "versions",
+        "docker",
+        ["rayproject/ray-ml:2.60.0-gpu", "take rayproject/ray "],
+    ),
+    (
+        AWS,
+        docker_image("rayproject/ray:2.9.0-py311-gpu"),
+        "versions",
+        "the image rayproject/ray:2.9.0-py311-gpu",
+        ["ray==2.9.0", f"write ray=={RAY}"],
+    ),
+    (
+        AWS,
+        docker_image("rayproject/ray:latest-py311"),
+        "versions",
+        "the image rayproject/ray:latest-py311",
+        ["names no version"],
+    ),
+    (
+        AWS,
+        drop("head_setup_commands"),
+        "versions",
+        "Ray's default head_setup_commands.N",
+        ["boto3>=1.4.8 names no version", "write commands of your own there, or []"],
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good_machine(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "broken", "check", "where", "words"), BROKEN)
+def test_thing_that_is_broken_is_the_only_finding(
+    name: str, broken: Break, check: str, where: str, words: list[str]
+) -> None:
+    check_case(name, broken, check, where, words)
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        swap("--python 3.11", "--python 3.11.7"),
+        swap("--python 3.11", "&& python3.11 -m venv"),
+        swap("--python 3.11", "&& conda create -y python=3.11 -p"),
+        swap("--python 3.11", "-p 3.11"),
+        swap("--python 3.11", "--python=3.11"),
+        swap("uv pip install --quiet", "python -m pip install -U"),
+        swap(f"torch=={TORCH}", f"torch=={TORCH}+cu130"),
+        swap(f'"filelock=={PINS["filelock"]}"', ""),  # Ray brings it along
+        add_setup("pip install -c constraints.txt lightning"),
+        add_setup("pip install --constraint=constraints.txt lightning"),
+        add_setup("pip install -r requirements.txt"),
+        add_setup(f"pip install numpy=={PINS['numpy']} >log 2>&1 && echo installed"),
+        add_setup("pip install of-our-own==1.0"),
+        docker_image(f"rayproject/ray:{RAY}-py311-gpu"),
+        docker_image("ours/of-our-own:1"),
+    ],
+)
+def test_what_is_fine_is_not_found(fine: Break) -> None:
+    assert findings_after(AWS, fine) == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_file_pins_the_versions_of_constraints_txt(name: str) -> None:
+    pins = re.findall(r'"([\w-]+)(?:\[[\w,]+\])?==([^"]+)"', (REPO / name).read_text())
+    assert {"ray", "optuna", "torch", "pytorch-lightning"} <= dict(pins).keys()
+    assert dict(pins) == {package: PINS[package] for package, _ in pins}
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("pip install a", ["a"]),
+        ("pip3.11 install -q 'a>=1' \"b\"", ["a>=1", "b"]),
+        ("cd x && /opt/bin/pip install a; pip install b || true", ["a", "b"]),
+        ("bash -c 'pip install a'", ["a"]),
+        ("pip install \\\n  a  # one\npip install \\\n  b\nls c", ["a", "b"]),
+        ("pip install -U --python 3.11 -p 3.11 --target=y a", ["a"]),
+        ("(set -e; pip install a; pip install b)", ["a", "b"]),
+        ("cd x; # pip install a", []),
+        ("pip install . ./a.whl -e .[x] 'git+https://x/y' a  # b", ["a"]),
+        ("pip install 'a @ https://x/a.whl'", ["a @ https://x/a.whl"]),
+        ("pip install a 'b", ["a", "b"]),  # the shell complains, not the doctor
+        ("pip install 'b>=1,<2' 'c==1.*'", ["b<2,>=1", "c==1.*"]),
+        ("apt install pip; npm install x; echo install", []),
+    ],
+)
+def test_package_without_a_version_is_found_in_a_command(command: str, found: list[str]) -> None:
+    findings = findings_after(AWS, add_setup(command))
+    assert [f.message.partition(" names no version")[0] for f in findings] == found
+
+
+def test_version_of_this_machine_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, PINS | {"optuna": "4.0.0"})
+    (finding,) = findings_of(good(AWS))
+    assert (finding.check, finding.where) == ("versions", "this machine")
+    assert "optuna 4.0.0 is installed here" in finding.message
+    assert f"`pip install optuna=={PINS['optuna']}`" in finding.message
+
+
+def test_torch_built_for_a_gpu_is_the_same_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, PINS | {"torch": f"{TORCH}+cu130"})
+    assert findings_of(good(AWS)) == []
+
+
+def test_without_constraints_txt_this_machine_is_compared_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("constraints.txt").unlink()
+    assert findings_of(good(AWS)) == []
+    install(monkeypatch, PINS | {"optuna": "4.0.0"})
+    (finding,) = findings_of(good(AWS))
+    assert finding.where.startswith("setup_commands.")
+    assert "this machine has 4.0.0; write optuna==4.0.0" in finding.message
+
+
+def test_constraints_txt_is_looked_for_beside_the_file_then_here() -> None:
+    folder = Path("clusters")
+    folder.mkdir()
+    file = folder / "cluster.yaml"
+    file.write_text(yaml.safe_dump(good(AWS)))
+    assert examine(file) == []
+    (folder / "constraints.txt").write_text("optuna==4.0  # newer\ntorch==1.*\n")
+    messages = [finding.message for finding in examine(file)]
+    assert len(messages) == 2  # the file's pin, and what is installed here
+    assert all("constraints.txt has 4.0" in message for message in messages)
+
+
+def test_ray_itself_would_install_a_nightly_and_nothing_of_ours() -> None:
+    messages = " ".join(f.message for f in findings_after(AWS, drop("setup_commands")))
+    assert "ray-3.0.0.dev0-cp310" in messages
+    assert "no command installs optuna, torch, " in messages
