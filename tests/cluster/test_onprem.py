@@ -53,10 +53,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         if DATA_DIR.is_dir():
             shutil.copytree(DATA_DIR, lab.share / "data")
         cluster = RayCluster(lab, fill_in("cluster-onprem.yaml", SWAPPED))
+        for worker in (lab["w1"], lab["w2"]):
+            worker.cut()
         cluster.up()
-        # At once: the workers have not joined yet.
         options = f"--storage-path {SWEEPS} --name early --num-trials 2"
-        cluster.early = finish(cluster.submit(f"python tune_jobs/garden.py {options}"))
+        job = cluster.submit(f"python tune_jobs/garden.py {options}")
+        assert job.stdout is not None
+        cluster.early = next((line for line in job.stdout if "have joined" in line), "")
+        for worker in (lab["w1"], lab["w2"]):
+            worker.heal()
+        cluster.early += finish(job)
         yield cluster
 
 
