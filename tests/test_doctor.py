@@ -1,9 +1,12 @@
 """The doctor: a good file on a good machine has no finding, each thing broken has just its own."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+import test_doctor_schema
+import test_doctor_versions
 from cluster_files import (
     AWS,
     HEAD_NODE,
@@ -15,7 +18,6 @@ from cluster_files import (
     Case,
     Config,
     add_setup,
-    check_case,
     drop,
     findings_after,
     findings_of,
@@ -338,11 +340,17 @@ def test_good_file_on_a_good_machine_has_no_finding(name: str) -> None:
     assert findings_of(good(name)) == []
 
 
-@pytest.mark.parametrize(("name", "broken", "check", "where", "words"), BROKEN)
+@pytest.mark.parametrize(
+    ("name", "broken", "check", "where", "words"),
+    [*BROKEN, *test_doctor_schema.BROKEN, *test_doctor_versions.BROKEN],
+)
 def test_thing_that_is_broken_is_the_only_finding(
     name: str, broken: Break, check: str, where: str, words: list[str]
 ) -> None:
-    check_case(name, broken, check, where, words)
+    (finding,) = findings_after(name, broken)
+    assert (finding.check, re.sub(r"(_commands)\.\d+", r"\1.N", finding.where)) == (check, where)
+    assert [word for word in words if word not in finding.message] == []
+    assert finding.message.endswith((".", "?"))
 
 
 # What must not be found

@@ -13,10 +13,8 @@ from cluster_files import (
     REPO,
     SHIPPED,
     WORKER_NODE,
-    Break,
     Case,
     add_setup,
-    check_case,
     drop,
     findings_after,
     findings_of,
@@ -187,13 +185,6 @@ BROKEN: list[Case] = [
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good_machine(tmp_path, monkeypatch)
-
-
-@pytest.mark.parametrize(("name", "broken", "check", "where", "words"), BROKEN)
-def test_thing_that_is_broken_is_the_only_finding(
-    name: str, broken: Break, check: str, where: str, words: list[str]
-) -> None:
-    check_case(name, broken, check, where, words)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

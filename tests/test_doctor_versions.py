@@ -14,7 +14,6 @@ from cluster_files import (
     Break,
     Case,
     add_setup,
-    check_case,
     docker_image,
     drop,
     findings_after,
@@ -128,13 +127,6 @@ BROKEN: list[Case] = [
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good_machine(tmp_path, monkeypatch)
-
-
-@pytest.mark.parametrize(("name", "broken", "check", "where", "words"), BROKEN)
-def test_thing_that_is_broken_is_the_only_finding(
-    name: str, broken: Break, check: str, where: str, words: list[str]
-) -> None:
-    check_case(name, broken, check, where, words)
 
 
 @pytest.mark.parametrize(

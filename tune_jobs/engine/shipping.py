@@ -37,7 +37,7 @@ def code_to_ship(job: Path | None) -> dict[str, Any]:
         return {}
     home = Path(tune_jobs.__file__).parents[1]
     own = [home / name for name in OWN_PACKAGES]
-    # The job's come first: there, too, they would be found first.
+    # Of two with one name the job's is sent: in the driver, too, it is found first.
     modules = {path.name: path for path in [*own, *_modules_beside(job or Path.cwd())]}
     return {
         "py_modules": [str(path) for path in modules.values() if path.exists()],

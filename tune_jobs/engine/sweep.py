@@ -114,15 +114,13 @@ def run_sweep(
         data = load_data(settings) if load_data is not None else None
         record = sweep.begin(getattr(data, "name", None))
         print(f"{_headline(name, record, settings)}, {resources}", flush=True)
+        watch.print_wait(_num_trials(record, settings) - _num_finished(record))
         if objective is not None:
             trainable = function_trial(objective, metric, resources)
         else:
             trainable = _make_lightning_trainable(recipe, goal, settings, resources, data)
             # While the trials do the same: the winner is tested in this process.
             _import_in_background("pytorch_lightning")
-        num_unfinished = _num_trials(record, settings) - _num_finished(record)
-        if waits_for := watch.describe_wait(num_unfinished):
-            print(waits_for, flush=True)
         driver = _Driver(sweep, record, search_space, sampler or TPESampler(constant_liar=True))
         grid = driver.run(trainable, resources, watch)
         return collect_results(

@@ -48,6 +48,11 @@ class ClusterWatch(Transient, tune.Callback):
             return None
         return f"{self._amount()}; the autoscaler is starting {' or '.join(types)}"
 
+    def print_wait(self, num_trials: int) -> None:
+        """Say what that many trials wait for, if for anything."""
+        if waits_for := self.describe_wait(num_trials):
+            print(waits_for, flush=True)
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if time.monotonic() < self._next_look:
             return
