@@ -49,6 +49,7 @@ def test_same_sweep_may_go_on_with_more_trials_and_another_budget() -> None:
         ({"space": {**SPACE, "new": tune.uniform(0, 1)}}, "its space has new absent, not Float"),
         ({"seed": 7}, "its seed is 0, not 7"),
         ({"max_epochs": 20}, "its max_epochs is 10, not 20"),
+        ({"asha": "stopping"}, "its asha is promotion, not stopping"),
         ({"reduction_factor": 4.0}, "its reduction_factor is 3.0, not 4.0"),
     ],
 )
@@ -98,6 +99,13 @@ def test_what_is_not_said_is_as_it_was(tmp_path: Path) -> None:
     settings = recorded_settings(tmp_path, LightningSettings(name="s", resume=True))
     assert (settings.num_trials, settings.time_budget_s) == (7, 60.0)
     assert (settings.name, settings.resume, settings.enqueue) == ("s", True, None)
+
+
+def test_sweep_that_began_when_asha_only_stopped_goes_on_so(tmp_path: Path) -> None:
+    manifest = make()
+    del manifest.settings["asha"]
+    manifest.write(tmp_path)
+    assert recorded_settings(tmp_path, LightningSettings()).asha == "stopping"
 
 
 def test_setting_that_the_job_no_longer_has_is_left_out(tmp_path: Path) -> None:

@@ -9,8 +9,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.scheduler import ASHA, EpochScheduler, make_rungs
+from tune_jobs.engine.scheduler import (
+    ASHA,
+    EpochScheduler,
+    PromotionASHA,
+    StoppingASHA,
+    make_rungs,
+)
 
+KINDS = [PromotionASHA, StoppingASHA]
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 
@@ -58,7 +65,7 @@ def test_asha_decides_as_the_stock_one_on_finite_curves_without_gaps(
     seed: int, grace: int, max_epochs: int, factor: float, mode: str
 ) -> None:
     rng = random.Random(seed)
-    ours = ASHA(Goal("score", mode), max_epochs, grace, factor)
+    ours = StoppingASHA(Goal("score", mode), max_epochs, grace, factor)
     stock = make_stock(mode, max_epochs, grace, factor)
     assert list(ours.rungs) == stock_rungs(stock)
     names = [f"t{i}" for i in range(30)]
@@ -84,8 +91,9 @@ def test_asha_decides_as_the_stock_one_on_finite_curves_without_gaps(
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_asha_stops_a_trial_that_diverges(mode: str, score: float) -> None:
-    asha = ASHA(Goal("score", mode), max_epochs=10)
+@pytest.mark.parametrize("kind", KINDS)
+def test_asha_stops_a_trial_that_diverges(mode: str, score: float, kind: type[ASHA]) -> None:
+    asha = kind(Goal("score", mode), max_epochs=10)
     (trial,) = add(asha, "t")
     assert report(asha, trial, 1, score) == STOP
     assert asha.endings.reasons == {"t": "nan"}
@@ -99,20 +107,22 @@ def test_stock_asha_lets_nan_run_on() -> None:
     assert report(stock, bad, 1, math.nan) == CONTINUE
 
 
-def test_nan_at_the_last_epoch_is_no_completed_trial() -> None:
-    asha = ASHA(Goal("score", "max"), max_epochs=3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_at_the_last_epoch_is_no_completed_trial(kind: type[ASHA]) -> None:
+    asha = kind(Goal("score", "max"), max_epochs=3)
     (trial,) = add(asha, "t")
     assert report(asha, trial, 3, math.nan) == STOP
     assert asha.endings.reasons == {"t": "nan"}
 
 
-def test_asha_ignores_lower_rungs_when_results_skip_a_milestone() -> None:
-    asha = ASHA(Goal("score", "max"), max_epochs=27)
+@pytest.mark.parametrize("kind", KINDS)
+def test_asha_ignores_lower_rungs_when_results_skip_a_milestone(kind: type[ASHA]) -> None:
+    asha = kind(Goal("score", "max"), max_epochs=27)
     late, early = add(asha, "late", "early")
     for epoch in (3, 4, 5):
-        assert report(asha, late, epoch, 0.9) == CONTINUE
+        assert report(asha, late, epoch, 0.9) != STOP
     assert asha.rungs == {1: {}, 3: {"late": 0.9}, 9: {}, 27: {}}
-    assert report(asha, early, 1, 0.5) == CONTINUE
+    assert report(asha, early, 1, 0.5) != STOP
 
 
 def test_stock_asha_poisons_lower_rungs_when_results_skip_a_milestone() -> None:
@@ -125,8 +135,9 @@ def test_stock_asha_poisons_lower_rungs_when_results_skip_a_milestone() -> None:
     assert report(stock, early, 1, 0.5) == STOP
 
 
-def test_asha_records_a_trial_once_at_each_rung() -> None:
-    asha = ASHA(Goal("score", "max"), max_epochs=27)
+@pytest.mark.parametrize("kind", KINDS)
+def test_asha_records_a_trial_once_at_each_rung(kind: type[ASHA]) -> None:
+    asha = kind(Goal("score", "max"), max_epochs=27)
     (trial,) = add(asha, "t")
     for epoch in range(1, 10):
         report(asha, trial, epoch, epoch / 10)
@@ -134,7 +145,7 @@ def test_asha_records_a_trial_once_at_each_rung() -> None:
 
 
 def test_asha_spares_trials_before_the_first_rung() -> None:
-    asha = ASHA(Goal("score", "max"), max_epochs=20, grace_epochs=4)
+    asha = StoppingASHA(Goal("score", "max"), max_epochs=20, grace_epochs=4)
     best, worst = add(asha, "best", "worst")
     assert report(asha, best, 4, 1.0) == CONTINUE
     for epoch in (1, 2, 3):
@@ -145,7 +156,7 @@ def test_asha_spares_trials_before_the_first_rung() -> None:
 
 def test_asha_stops_what_is_worse_in_either_mode() -> None:
     for mode, good, bad in (("max", 0.9, 0.1), ("min", 0.1, 0.9)):
-        asha = ASHA(Goal("score", mode), max_epochs=10)
+        asha = StoppingASHA(Goal("score", mode), max_epochs=10)
         first, second = add(asha, "first", "second")
         assert report(asha, first, 1, good) == CONTINUE
         assert report(asha, second, 1, bad) == STOP
@@ -175,17 +186,18 @@ def test_rungs_are_whole_epochs_each_once(
     assert make_rungs(grace, max_epochs, factor) == rungs
 
 
-@pytest.mark.parametrize("kind", [ASHA, EpochScheduler])
+@pytest.mark.parametrize("kind", [PromotionASHA, StoppingASHA, EpochScheduler])
 def test_trial_ends_at_its_last_epoch(kind: type[EpochScheduler]) -> None:
     scheduler = kind(Goal("score", "max"), max_epochs=3)
     (trial,) = add(scheduler, "t")
-    assert [report(scheduler, trial, epoch, 0.5) for epoch in (1, 2)] == [CONTINUE, CONTINUE]
+    assert STOP not in [report(scheduler, trial, epoch, 0.5) for epoch in (1, 2)]
     assert report(scheduler, trial, 3, 0.5) == STOP
     assert scheduler.endings.reasons == {"t": "last epoch"}
 
 
-def test_trial_at_its_last_epoch_is_complete_even_if_it_loses_its_rung() -> None:
-    asha = ASHA(Goal("score", "max"), max_epochs=3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_trial_at_its_last_epoch_is_complete_even_if_it_loses_its_rung(kind: type[ASHA]) -> None:
+    asha = kind(Goal("score", "max"), max_epochs=3)
     best, worst = add(asha, "best", "worst")
     report(asha, best, 3, 0.9)
     assert report(asha, worst, 3, 0.1) == STOP
@@ -200,14 +212,14 @@ def test_epoch_scheduler_without_last_epoch_lets_trials_run() -> None:
     assert scheduler.endings.reasons == {}
 
 
-@pytest.mark.parametrize("kind", [ASHA, EpochScheduler])
+@pytest.mark.parametrize("kind", [PromotionASHA, StoppingASHA, EpochScheduler])
 @pytest.mark.parametrize(("mode", "almost", "enough"), [("max", 0.89, 0.9), ("min", 0.91, 0.9)])
 def test_score_that_is_good_enough_ends_the_trial_then_the_sweep(
     mode: str, almost: float, enough: float, kind: type[EpochScheduler]
 ) -> None:
     scheduler = kind(Goal("score", mode), max_epochs=10, stop_at=0.9)
     (trial,) = add(scheduler, "t")
-    assert report(scheduler, trial, 1, almost) == CONTINUE
+    assert report(scheduler, trial, 1, almost) != STOP
     assert report(scheduler, trial, 2, enough) == STOP
     assert scheduler.endings.reasons == {"t": "stop_at"}
     assert not scheduler.reached  # else the sweep would end before this result is recorded
@@ -225,22 +237,23 @@ def test_trial_that_ends_otherwise_does_not_end_the_sweep() -> None:
 
 def test_result_is_recorded_with_the_decision_before_anything_acts_on_it() -> None:
     recorded: list[Any] = []
-    asha = ASHA(
-        Goal("score", "max"),
-        max_epochs=10,
-        record=lambda trial_id, score, result, reason: recorded.append(
-            (trial_id, score, result["epoch"], reason, dict(asha.endings.reasons))
-        ),
-    )
+
+    class Recorder:
+        def report(self, trial_id: str, score: float, result: Any, reason: str | None) -> None:
+            ended = dict(asha.endings.reasons)
+            recorded.append((trial_id, score, result["epoch"], reason, ended))
+
+    asha = StoppingASHA(Goal("score", "max"), max_epochs=10, record=Recorder())
     good, bad = add(asha, "good", "bad")
     report(asha, good, 1, 0.9)
     report(asha, bad, 1, 0.1)
     assert recorded == [("good", 0.9, 1, None, {}), ("bad", 0.1, 1, "asha", {})]
 
 
-def test_rungs_are_rebuilt_from_the_curves_whatever_their_order() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_rungs_are_rebuilt_from_the_curves_whatever_their_order(kind: type[ASHA]) -> None:
     rng = random.Random(0)
-    asha = ASHA(Goal("score", "min"), max_epochs=9)
+    asha = kind(Goal("score", "min"), max_epochs=9)
     curves: dict[str, dict[int, float]] = {}
     for trial in add(asha, *[f"t{number}" for number in range(20)]):
         curve = curves.setdefault(trial.trial_id, {})
@@ -248,15 +261,16 @@ def test_rungs_are_rebuilt_from_the_curves_whatever_their_order() -> None:
             curve[epoch] = rng.random()
             if report(asha, trial, epoch, curve[epoch]) == STOP:
                 break
-    again = ASHA(Goal("score", "min"), max_epochs=9)
+    again = kind(Goal("score", "min"), max_epochs=9)
     for trial_id in reversed(curves):
         again.replay(trial_id, curves[trial_id])
     assert again.rungs == asha.rungs
     assert again.endings.reasons == {}
 
 
-def test_epoch_that_is_trained_again_replaces_what_its_rung_held() -> None:
-    asha = ASHA(Goal("score", "max"), max_epochs=9)
+@pytest.mark.parametrize("kind", KINDS)
+def test_epoch_that_is_trained_again_replaces_what_its_rung_held(kind: type[ASHA]) -> None:
+    asha = kind(Goal("score", "max"), max_epochs=9)
     (trial,) = add(asha, "t")
     for epoch, score in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)):
         report(asha, trial, epoch, score)

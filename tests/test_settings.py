@@ -101,6 +101,7 @@ def test_every_setting_round_trips_through_the_command_line() -> None:
         address="ray://head:10001",
         max_epochs=9,
         grace_epochs=2,
+        asha="stopping",
         reduction_factor=2.5,
         data="digits",
         data_dir="/data",

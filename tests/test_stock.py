@@ -303,6 +303,7 @@ def test_arrays_reach_the_trials_without_a_copy_and_a_budget_does_not_wait_for_a
         LightningSettings(
             num_trials=2,
             max_epochs=2,
+            grace_epochs=2,  # no trial waits for the other
             gpus_per_trial=0,
             time_budget_s=20,
             storage_path=str(tmp_path),

@@ -123,13 +123,13 @@ def test_modules_of_the_other_lightning_package_and_data_loaders_of_ones_own(
 
 
 def test_every_trial_leaves_lightning_in_order_also_the_last_of_a_slot(tmp_path: Path) -> None:
-    sweep = tune_module(tmp_path)
+    sweep = tune_module(tmp_path, grace_epochs=3)
     assert len(sweep.rows) == 4
     assert len((tmp_path / "ended.txt").read_text().split()) == 4
 
 
 def test_nan_is_stopped_at_once_and_told_pruned_with_the_reason(tmp_path: Path) -> None:
-    sweep = tune_module(tmp_path, gains=[-1.0, 1.0], num_trials=2, max_epochs=8)
+    sweep = tune_module(tmp_path, gains=[-1.0, 1.0], num_trials=2, max_epochs=8, grace_epochs=8)
     row = next(row for row in sweep.rows if row["config/gain"] == -1.0)
     assert (row["state"], row["reason"], row["epochs"]) == ("PRUNED", "nan", 2)
     trial = sweep.study.trials[row["trial"]]

@@ -1,7 +1,7 @@
 """Kills a sweep at random moments, resumes it, and holds what it leaves behind to account.
 
     python -m tests.torture --seed 0 --mode driver
-    python -m tests.torture --seeds 10 --mode both
+    python -m tests.torture --seeds 10 --mode both --asha stopping
 
 What is killed, always with SIGKILL: the driver, the process of a trial, or one after the other.
 The moments are drawn from the seed; where they fall is up to the machine as well, so that a seed
@@ -44,9 +44,10 @@ import psutil  # Ray brings its own, once it has been imported
 from tune_jobs.engine import LightningSettings, Sweep, load_study, run_job, run_sweep
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.record import results_of
-from tune_jobs.engine.scheduler import ASHA
+from tune_jobs.engine.scheduler import StoppingASHA
 
 MODES = ("driver", "worker", "both")
+KINDS = ("promotion", "stopping")
 NAME = "s"
 NUM_TRIALS = 24
 MAX_EPOCHS = 9
@@ -397,11 +398,13 @@ class Torture:
         home: An empty folder for all of it.
         seed: Of the moments, and of the sweep.
         mode: Who is killed.
+        asha: The kind of ASHA.
     """
 
     home: Path
     seed: int
     mode: str
+    asha: str = "promotion"
     kills: list[Kill] = field(default_factory=list)
     drivers: list[Driver] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
@@ -494,7 +497,9 @@ class Torture:
             files, journal = len(os.listdir(self.folder)), _read(self.folder / "study.log")
         except FileNotFoundError:
             files, journal = 0, b""
-        finished = journal.count(b'{"op_code":6,')
+        ended, started = journal.count(b'{"op_code":6,'), journal.count(b'{"op_code":4,')
+        # Where trials wait, they end all at once.
+        finished = ended if self.asha == "stopping" or ended else max(0, started - 2)
         printed = sum(line.startswith("Trial ") for line in list(driver.lines))
         return Progress(time.monotonic(), files, journal.count(b"\n"), finished, printed)
 
@@ -511,6 +516,7 @@ class Torture:
         settings = {
             "num-trials": NUM_TRIALS,
             "max-epochs": MAX_EPOCHS,
+            "asha": self.asha,
             "reduction-factor": REDUCTION_FACTOR,
             "keep-checkpoints": NUM_KEPT,
             "max-concurrent": 2,
@@ -618,12 +624,21 @@ class Reckoning:
             for line in driver.lines:
                 if not line.startswith("Trial "):
                     continue
-                number = int(line.split()[1])
+                number, state = int(line.split()[1]), line.split()[2]
+                if state == "PAUSED":
+                    yield from self._check_pause(line, self.trials[number])
+                    continue
                 if number in seen:
                     yield f"printed twice: {seen[number]!r} and, by {driver}, {line!r}"
                 seen[number] = line
                 if self.trials[number] in self.sound:
                     yield from self._check_line(line, self.trials[number])
+
+    def _check_pause(self, line: str, trial: FrozenTrial) -> Iterator[str]:
+        match = LINE.fullmatch(line)
+        bests = {f"{max(curve_of(trial, epochs).values()):.5g}" for epochs in MILESTONES[:-1]}
+        if match is None or match["value"] not in bests:
+            yield f"{line!r} is of no rung: {bests}"
 
     def _check_line(self, line: str, trial: FrozenTrial) -> Iterator[str]:
         match = LINE.fullmatch(line)
@@ -663,7 +678,8 @@ class Reckoning:
                     yield from _compare(f"values of {what}", now.values, then.values)
 
     def check_rungs_are_those_of_the_curves(self) -> Iterator[str]:
-        asha = ASHA(Goal("score", "max"), MAX_EPOCHS, 1, REDUCTION_FACTOR)
+        # Either kind: where a trial has been, both see alike.
+        asha = StoppingASHA(Goal("score", "max"), MAX_EPOCHS, 1, REDUCTION_FACTOR)
         for trial in self.trials:
             asha.replay(trial.user_attrs["trial_id"], trial.intermediate_values)
         rungs = {
@@ -684,10 +700,14 @@ class Reckoning:
                 yield f"trial {trial.number}, {trial.state.name}, ends at {end}"
 
     def check_decisions_follow_from_what_was_recorded_before(self) -> Iterator[str]:
-        """Each decision again, from the results in the order in which the journal has them."""
+        """Each decision again, from the entries in the order in which the journal has them."""
+        check = self._check_stop if self.torture.asha == "stopping" else self._check_promotions
         rungs: dict[int, dict[int, float]] = {milestone: {} for milestone in MILESTONES}
-        for trial, epoch, result in _results_in_order(self.folder / "study.log"):
-            right = None
+        yield from check(_Entries(self.folder / "study.log"), rungs)
+
+    def _check_stop(self, entries: _Entries, rungs: dict[int, dict[int, float]]) -> Iterator[str]:
+        for trial, result in entries.results():
+            epoch, right = result["epoch"], None
             if epoch in rungs:
                 others = [s for other, s in rungs[epoch].items() if other != trial]
                 rungs[epoch][trial] = result["score"]
@@ -696,6 +716,32 @@ class Reckoning:
                     right = "asha"
             right = "last epoch" if epoch == MAX_EPOCHS else right
             stop = result.get("tune_jobs:stop")
+            yield from _compare(f"decision on trial {trial} at epoch {epoch}", stop, right)
+
+    def _check_promotions(
+        self, entries: _Entries, rungs: dict[int, dict[int, float]]
+    ) -> Iterator[str]:
+        promoted: set[tuple[int, int]] = set()
+        for trial, name, value in entries:
+            if name == "tune_jobs:promoted":
+                if (trial, value) in promoted:
+                    yield f"trial {trial} is promoted twice from {value}"
+                promoted.add((trial, value))
+                scores = rungs[value]
+                best = sorted(scores, key=lambda t: -scores[t])[: len(scores) // REDUCTION_FACTOR]
+                # Or the best one left, once all have started and none has come to its end.
+                is_last = len(rungs[1]) == NUM_TRIALS and not rungs[MAX_EPOCHS]
+                if trial not in best and not is_last:
+                    yield f"trial {trial} is promoted from {value}, best are {best}"
+                continue
+            epoch = value["epoch"]
+            if epoch in rungs:
+                rungs[epoch][trial] = value["score"]
+            for milestone in MILESTONES:
+                if milestone < epoch and (trial, milestone) not in promoted:
+                    yield f"trial {trial} trains epoch {epoch}, not promoted from {milestone}"
+            right = "last epoch" if epoch == MAX_EPOCHS else None
+            stop = value.get("tune_jobs:stop")
             yield from _compare(f"decision on trial {trial} at epoch {epoch}", stop, right)
 
     def check_table_and_best_agree_with_the_study(self) -> Iterator[str]:
@@ -816,19 +862,33 @@ def _load_trials(folder: Path) -> list[FrozenTrial]:
         return load_study(copy).get_trials()
 
 
-def _results_in_order(journal: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Each result that was recorded: trial, epoch and the result; some epochs come again."""
-    for line in journal.read_text().splitlines():
-        entry = json.loads(line)
-        for name, result in entry.get("system_attr", {}).items():
-            if name.startswith("tune_jobs:result:") and entry["op_code"] == 9:
-                yield entry["trial_id"], result["epoch"], result
+class _Entries:
+    """Results and promotions in the order in which a journal has them; some results come again.
+
+    Yields:
+        Trial, name of the attribute, and its value.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._lines = journal.read_text().splitlines()
+
+    def __iter__(self) -> Iterator[tuple[int, str, Any]]:
+        for line in self._lines:
+            entry = json.loads(line)
+            for name, value in entry.get("system_attr", {}).items():
+                is_ours = name.startswith(("tune_jobs:result:", "tune_jobs:promoted"))
+                if is_ours and entry["op_code"] == 9:
+                    yield entry["trial_id"], name, value
+
+    def results(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The results alone, with their trials."""
+        return ((trial, value) for trial, name, value in self if "result" in name)
 
 
 # The command
 
 
-def torture(seed: int, mode: str) -> list[str]:
+def torture(seed: int, mode: str, asha: str = "promotion") -> list[str]:
     """Torture one sweep, print how it was in a line, and clean up after it if it is well.
 
     Returns:
@@ -837,12 +897,12 @@ def torture(seed: int, mode: str) -> list[str]:
     started = time.monotonic()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     home = Path(tempfile.mkdtemp(prefix="torture-"))
-    victim = Torture(home, seed, mode)
+    victim = Torture(home, seed, mode, asha)
     victim.run()
     violations = victim.violations + _reckon(victim)
     counts = Counter(f"{kill.victim} at {kill.moment}" for kill in victim.kills)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-    head = f"seed {seed}, mode {mode}: {len(victim.kills)} kills ({kinds})"
+    head = f"seed {seed}, mode {mode}, {asha}: {len(victim.kills)} kills ({kinds})"
     verdict = f"{len(violations)} violations, see {home}" if violations else "OK"
     print(f"{head}, {time.monotonic() - started:.0f} s: {verdict}", flush=True)
     for violation in violations:
@@ -866,9 +926,10 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the one run")
     parser.add_argument("--seeds", type=int, help="run this many instead, from 0 on")
     parser.add_argument("--mode", choices=MODES, default="driver", help="who is killed")
+    parser.add_argument("--asha", choices=KINDS, default="promotion", help="the kind of ASHA")
     options = parser.parse_args(args)
     seeds = [options.seed] if options.seeds is None else range(options.seeds)
-    num_violations = sum(len(torture(seed, options.mode)) for seed in seeds)
+    num_violations = sum(len(torture(seed, options.mode, options.asha)) for seed in seeds)
     return int(num_violations > 0)
 
 

@@ -23,7 +23,7 @@ FORMAT = 1
 DEFINE_BY_RUN = "(define-by-run)"
 
 # With another of these, the trials to come could not be held against those that are recorded.
-FIXED_SETTINGS = ("seed", "max_epochs", "grace_epochs", "reduction_factor", "warm_start")
+FIXED_SETTINGS = ("seed", "max_epochs", "grace_epochs", "asha", "reduction_factor", "warm_start")
 # Said anew each time, if at all.
 MOMENTARY_SETTINGS = ("name", "storage_path", "address", "resume", "retry_failed", "enqueue")
 
@@ -89,6 +89,9 @@ class Manifest:
             content = json.loads(file.read_text())
             version = content.pop("format")
             if version == FORMAT:
+                if "reduction_factor" in content["settings"]:
+                    # Of a sweep that began when there was one kind.
+                    content["settings"].setdefault("asha", "stopping")
                 return cls(**content)
         except FileNotFoundError:
             raise

@@ -25,6 +25,7 @@ __all__ = [
     "id_of",
     "is_failed",
     "is_started",
+    "promoted_from",
     "reason_of",
     "results_of",
 ]
@@ -33,6 +34,7 @@ __all__ = [
 RESULT = "tune_jobs:result:"
 STOP = "tune_jobs:stop"
 END = "tune_jobs:end"
+PROMOTED = "tune_jobs:promoted"
 
 # What Tune adds to every result for itself; `config/...` is in the trial's parameters.
 TUNES_OWN = {"trial_id", "done", "should_checkpoint", "experiment_tag", "timesteps_total"}
@@ -47,8 +49,8 @@ class Record:
 
     A trial holds its parameters and its curve, as any study does; the user attributes `trial_id`
     (Tune's) and, once it has ended, `reason` and perhaps `error`; and as system attributes each
-    epoch's whole result, with the reason why the trial was stopped there, if it was. An epoch that
-    is trained again replaces what was there.
+    epoch's whole result, with the reason why the trial was stopped there, if it was, and the last
+    rung from which it was promoted. An epoch that is trained again replaces what was there.
 
     Every entry is appended and flushed to the disk before the call returns.
 
@@ -195,6 +197,11 @@ class Record:
             if math.isfinite(score):
                 self._storage.set_trial_intermediate_value(optuna_id, epoch, score)
 
+    def promote(self, trial_id: str, rung: int) -> None:
+        """Enter that a trial goes on from a rung."""
+        with self._writing():
+            self._storage.set_trial_system_attr(self._ids[trial_id], PROMOTED, rung)
+
     def end(
         self,
         trial_id: str,
@@ -309,6 +316,12 @@ def reason_of(trial: FrozenTrial) -> str | None:
         stops = (result[STOP] for result in results_of(trial).values() if STOP in result)
         reason = next(stops, None)
     return reason
+
+
+def promoted_from(trial: FrozenTrial) -> int | None:
+    """The last rung that it was promoted from; None: none."""
+    rung: int | None = trial.system_attrs.get(PROMOTED)
+    return rung
 
 
 def results_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:

@@ -1,9 +1,9 @@
 """Optuna's search on Ray Tune, told the truth: `StudySearch`."""
 
+import math
 import pickle
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,12 +16,12 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils import flatten_dict
 from ray.tune.utils.util import unflatten_dict
 
-from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.goal import Goal, epoch_of
 from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
 from tune_jobs.engine.record import Record, failure_in, folder_name, id_of, reason_of
 from tune_jobs.engine.settings import SettingsError
 from tune_jobs.engine.transient import Transient
-from tune_jobs.engine.view import has_crashed, reseed, show
+from tune_jobs.engine.view import View, has_crashed, reseed
 
 __all__ = ["DefineByRun", "SearchSpace", "Space", "StudySearch", "convert_space"]
 
@@ -56,6 +56,8 @@ class StudySearch(Transient, OptunaSearch):
         endings: Why trials were ended, as the scheduler fills it.
         others: Finished trials of other sweeps, for the sampler to learn from.
         on_trial_end: Called with each finished trial.
+        rungs: The milestones at which trials are compared.
+        has_to_wait: Whether a trial, by Tune's id, is paused.
         goes_with_snapshots: Whether the record is copied to the storage with each of Tune's
             snapshots; where it is not there already.
     """
@@ -70,6 +72,8 @@ class StudySearch(Transient, OptunaSearch):
         endings: Endings,
         others: Sequence[FrozenTrial] = (),
         on_trial_end: Callable[[FrozenTrial], None] = lambda trial: None,
+        rungs: Iterable[int] = (),
+        has_to_wait: Callable[[str], bool] = lambda trial_id: False,
         goes_with_snapshots: bool = False,
     ) -> None:
         self._constants = space.constants
@@ -78,31 +82,33 @@ class StudySearch(Transient, OptunaSearch):
         self._endings = endings
         self._on_trial_end = on_trial_end
         self._goes_with_snapshots = goes_with_snapshots
-        self._view = optuna.create_study(direction=goal.direction, sampler=sampler)
-        for name, value in record.kept().items():
-            self._view._storage.set_study_system_attr(self._view._study_id, name, value)
-        self._numbers = show(self._view, record.trials(), others)
+        self._view = View(goal, sampler, record.kept(), rungs, has_to_wait)
+        for other in others:
+            self._view.add(other)
+        for trial in record.started():
+            self._view.add(trial, id_of(trial))
         super().__init__(space.searched, metric=goal.metric, mode=goal.mode, seed=seed)
-        self._recall_the_end()
+        self._view.recall_the_end()
 
     def _setup_study(self, mode: str | list[str]) -> None:
         # Ray's default study is called "optuna", whatever the sweep, and two sweeps in one storage
         # would mix silently.
-        self._ot_study = self._view
+        self._ot_study = self._view.study
 
     def suggest(self, trial_id: str) -> Any:
-        waiting = self._record.next_waiting()
-        if waiting is None and self._view._stop_flag:
+        study, waiting = self._view.study, self._record.next_waiting()
+        if waiting is None and study._stop_flag:
             return Searcher.FINISHED
         if waiting is not None:
-            self._view.enqueue_trial(waiting.system_attrs["fixed_params"])
+            study.enqueue_trial(waiting.system_attrs["fixed_params"])
         number = self._record.num_trials if waiting is None else waiting.number
-        reseed(self._view.sampler, self._seed, number)
+        reseed(study.sampler, self._seed, number)
+        self._view.refresh()
         config = flatten_dict(super().suggest(trial_id))
-        asked = self._view._storage.get_trial(self._ot_trials[trial_id]._trial_id)
-        self._record.keep(self._view._storage.get_study_system_attrs(self._view._study_id))
+        asked = study._storage.get_trial(self._ot_trials[trial_id]._trial_id)
+        self._record.keep(study._storage.get_study_system_attrs(study._study_id))
         self._record.start(trial_id, asked)
-        self._numbers[trial_id] = asked.number
+        self._view.start(trial_id, asked)
         return unflatten_dict({**self._constants, **config})
 
     def config_of(self, trial: FrozenTrial) -> dict[str, Any]:
@@ -113,7 +119,10 @@ class StudySearch(Transient, OptunaSearch):
         return dict(unflatten_dict({**self._constants, **flatten_dict(given)}))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: the scheduler has recorded it, and a sampler is shown finished trials."""
+        """Show the sampler how a trial fares; the scheduler has recorded it already."""
+        score = float(result[self._goal.metric])
+        if math.isfinite(score):
+            self._view.report(trial_id, epoch_of(result), score)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -138,8 +147,7 @@ class StudySearch(Transient, OptunaSearch):
         # Optuna's value of a pruned trial is its last.
         epoch = self._goal.best_epoch(curve) if is_complete else max(curve, default=None)
         value = None if epoch is None else curve[epoch]
-        shown = {} if has_crashed(reason, failure) else curve
-        kept = self._tell(trial_id, state, value, shown)
+        kept = self._view.end(trial_id, state, value, curve, has_crashed(reason, failure))
         frozen = self._record.end(trial_id, state, reason, value, failure, kept)
         self._on_trial_end(frozen)
 
@@ -165,37 +173,6 @@ class StudySearch(Transient, OptunaSearch):
         Path(checkpoint_path).write_bytes(pickle.dumps({}))
         if self._goes_with_snapshots and not self._record.is_lost:
             shutil.copy(self._record.file, Path(checkpoint_path).parent)
-
-    def _tell(
-        self,
-        trial_id: str,
-        state: TrialState,
-        value: float | None,
-        curve: Mapping[int, float],
-    ) -> dict[str, Any]:
-        """Show the sampler how a trial ended.
-
-        Returns:
-            What the sampler keeps with it.
-        """
-        number, storage = self._numbers[trial_id], self._view._storage
-        optuna_id = storage.get_trial_id_from_study_id_trial_number(self._view._study_id, number)
-        known = dict(storage.get_trial(optuna_id).system_attrs)
-        for epoch, score in curve.items():
-            storage.set_trial_intermediate_value(optuna_id, epoch, score)
-        # KeyError: Optuna's grid stumbles over a config that it has not given itself, once the
-        # trial has been told.
-        with _stop_allowed(self._view), suppress(KeyError):
-            self._view.tell(number, value if state == TrialState.COMPLETE else None, state=state)
-        kept = storage.get_trial(optuna_id).system_attrs
-        return {name: value for name, value in kept.items() if known.get(name) != value}
-
-    def _recall_the_end(self) -> None:
-        """Let a sampler that had tried everything find that out again."""
-        ended = (TrialState.COMPLETE, TrialState.PRUNED)
-        for last in self._view.get_trials(deepcopy=False, states=ended)[-1:]:
-            with _stop_allowed(self._view), suppress(KeyError):
-                self._view.sampler.after_trial(self._view, last, last.state, last.values)
 
 
 def convert_space(space: Space) -> SearchSpace:
@@ -230,14 +207,3 @@ def _check_choices(flat: dict[str, Any]) -> None:
                     f"choices of {name!r} must be None, bool, int, float or str, got {choice!r}; "
                     "search a name for it and look it up where the model is made."
                 )
-
-
-@contextmanager
-def _stop_allowed(study: optuna.Study) -> Iterator[None]:
-    """Let a sampler that has tried everything call `Study.stop`; Optuna allows it in its own loop
-    alone."""
-    study._thread_local.in_optimize_loop = True
-    try:
-        yield
-    finally:
-        study._thread_local.in_optimize_loop = False

@@ -14,12 +14,12 @@ from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.manifest import Manifest
-from tune_jobs.engine.record import Record, is_failed
+from tune_jobs.engine.record import Record, failure_in, is_failed, reason_of
 from tune_jobs.engine.search import DefineByRun, SearchSpace
 from tune_jobs.engine.settings import SettingsError
 from tune_jobs.engine.storage import is_url, storage_uri
 from tune_jobs.engine.study import load_study
-from tune_jobs.engine.view import shown_curve
+from tune_jobs.engine.view import has_crashed
 
 __all__ = [
     "enqueue",
@@ -201,12 +201,13 @@ def _seen_distributions(space: DefineByRun, config: dict[str, Any]) -> dict[str,
 
 def _pack(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
     own = _searched(space, trial.params)
+    crashed = has_crashed(reason_of(trial), failure_in(trial))
     return {
         "state": trial.state.name,
         "params": trial.params,
         "distributions": {name: distribution_to_json(own[name]) for name in trial.params},
         "values": trial.values if trial.state == TrialState.COMPLETE else None,
-        "curve": shown_curve(trial),
+        "curve": {} if crashed else trial.intermediate_values,
     }
 
 

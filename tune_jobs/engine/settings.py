@@ -98,7 +98,15 @@ class LightningSettings(Settings):
     max_epochs: int = 10
     """Epochs a trial trains at most."""
     grace_epochs: int = 1
-    """Epochs every trial may train before ASHA judges it."""
+    """Epochs every trial may train before ASHA judges it: its first rung; each further one is
+    reduction-factor times higher."""
+    asha: Literal["promotion", "stopping"] = "promotion"
+    """promotion: every trial pauses at each rung, with its checkpoint. A free slot goes on with the
+    best paused trial that is among the best 1 in reduction-factor of its rung, the highest rung
+    first, else it starts a new one. A trial that looks poor at first may still be promoted later.
+    stopping: a trial that reaches a rung goes on at once if it is among the best 1 in
+    reduction-factor of those that were there before it, else it ends for good. Nothing is paused.
+    The first trials go on because they are first, whatever they are worth."""
     reduction_factor: float = 3.0
     """ASHA lets the best 1 in this many trials go on at each rung; above 1."""
     data: Literal["auto", "mnist", "digits"] = "auto"

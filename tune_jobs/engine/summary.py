@@ -17,7 +17,7 @@ __all__ = ["TrialPrinter", "format_summary", "format_trial"]
 
 
 class TrialPrinter:
-    """Prints a line for each trial that finishes.
+    """Prints a line for each trial that finishes, or waits for its promotion.
 
     Args:
         goal: What is optimised.
@@ -32,6 +32,10 @@ class TrialPrinter:
 
     def __call__(self, trial: FrozenTrial) -> None:
         self._note(trial)
+        print(format_trial(self._goal, trial, self._best), flush=True)
+
+    def pause(self, trial: FrozenTrial) -> None:
+        """Print that a trial waits for its promotion."""
         print(format_trial(self._goal, trial, self._best), flush=True)
 
     def _note(self, trial: FrozenTrial) -> None:
@@ -52,9 +56,12 @@ def format_trial(goal: Goal, trial: FrozenTrial, best: FrozenTrial | None) -> st
     value = "" if epoch is None else f" with value {curve[epoch]:.5g}"
     if len(curve) > 1:
         value += f" at epoch {epoch}"
-    state = "FAIL" if is_failed(trial) else trial.state.name
-    if trial.state != TrialState.COMPLETE:
-        state += f" ({trial.user_attrs.get('reason')})"
+    if trial.state == TrialState.RUNNING:
+        state = "PAUSED"
+    else:
+        state = "FAIL" if is_failed(trial) else trial.state.name
+        if trial.state != TrialState.COMPLETE:
+            state += f" ({trial.user_attrs.get('reason')})"
     line = f"Trial {trial.number} {state}{value} and parameters {_format_config(trial.params)}."
     if best is None:
         return line

@@ -41,10 +41,10 @@ from tune_jobs.engine.ending import SweepStopper, interruptible
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.opening import OpenSweep, open_sweep
 from tune_jobs.engine.reasons import Reason
-from tune_jobs.engine.record import Record, id_of
+from tune_jobs.engine.record import Record, id_of, promoted_from
 from tune_jobs.engine.resources import Resources, plan_resources
 from tune_jobs.engine.results import Sweep, SweepFailedError, collect_results
-from tune_jobs.engine.scheduler import ASHA, EpochScheduler
+from tune_jobs.engine.scheduler import EpochScheduler, PromotionASHA, StoppingASHA
 from tune_jobs.engine.search import SearchSpace, Space, StudySearch, convert_space
 from tune_jobs.engine.seeding import others_of
 from tune_jobs.engine.settings import LightningSettings, Settings, SettingsError
@@ -183,7 +183,13 @@ class _Driver:
         self._settings, self._goal, self._folder = sweep.settings, sweep.goal, sweep.folder
         self._record = record
         record.mend_curves(self._goal.metric)
-        self._scheduler = _make_scheduler(self._settings, self._goal, record)
+        printer = TrialPrinter(self._goal, record.trials())
+        self._scheduler = _make_scheduler(
+            self._settings,
+            self._goal,
+            record,
+            lambda trial_id: printer.pause(record.trial(trial_id)),
+        )
         self.stopper = SweepStopper(
             self._scheduler, record, sweep.lost, self._settings.time_budget_s
         )
@@ -195,11 +201,14 @@ class _Driver:
             self._settings.seed,
             self._scheduler.endings,
             others_of(sweep.manifest.others),
-            TrialPrinter(self._goal, record.trials()),
+            printer,
+            self._scheduler.rungs,
+            self._scheduler.has_to_wait,
             goes_with_snapshots=self._folder.is_remote,
         )
         for trial in record.started():
-            self._scheduler.replay(id_of(trial), trial.intermediate_values)
+            curve = trial.intermediate_values
+            self._scheduler.replay(id_of(trial), curve, promoted_from(trial))
         self.search.end_decided()
 
     def run(self, trainable: Any, resources: Resources, watch: ClusterWatch) -> tune.ResultGrid:
@@ -228,6 +237,7 @@ class _Driver:
         keeper = KeepBestCheckpoints(settings.keep_checkpoints, goal, self._scheduler.endings)
         queue = TrialQueue(
             self.search,
+            self._scheduler,
             self._record.started(),
             lambda: watch.slots,
             lambda: self.stopper.reason is not None,
@@ -332,17 +342,15 @@ def _pending_trials() -> Iterator[None]:
             del os.environ[name]
 
 
-def _make_scheduler(settings: Settings, goal: Goal, record: Record) -> EpochScheduler:
+def _make_scheduler(
+    settings: Settings, goal: Goal, record: Record, on_pause: Callable[[str], None]
+) -> EpochScheduler:
     if not isinstance(settings, LightningSettings):
-        return EpochScheduler(goal, stop_at=settings.stop_at, record=record.report)
-    return ASHA(
-        goal,
-        settings.max_epochs,
-        settings.grace_epochs,
-        settings.reduction_factor,
-        settings.stop_at,
-        record.report,
-    )
+        return EpochScheduler(goal, stop_at=settings.stop_at, record=record)
+    rule = (settings.max_epochs, settings.grace_epochs, settings.reduction_factor)
+    if settings.asha == "stopping":
+        return StoppingASHA(goal, *rule, settings.stop_at, record)
+    return PromotionASHA(goal, *rule, settings.stop_at, record, on_pause)
 
 
 def _source_of(function: Any) -> Path | None:

@@ -8,6 +8,7 @@ import copy
 import difflib
 import importlib
 import inspect
+import itertools
 import math
 import os
 import random
@@ -268,11 +269,17 @@ def _as_list(value: Any) -> list[Any]:
 
 def _name_versions(pl: Any, loggers: list[Any], trial_folder: str) -> None:
     """Give each trial its own folder below a file logger's: side by side, two trials would both
-    find the same next number free, and write over each other."""
+    find the same next number free, and write over each other. And each stretch of a trial that was
+    paused or killed, where the logger would delete what it finds."""
     for logger in loggers:
-        is_of_files = isinstance(logger, (pl.loggers.CSVLogger, pl.loggers.TensorBoardLogger))
-        if is_of_files and logger._version is None:
-            logger._version = trial_folder
+        is_csv = isinstance(logger, pl.loggers.CSVLogger)
+        is_of_files = is_csv or isinstance(logger, pl.loggers.TensorBoardLogger)
+        if not is_of_files or logger._version is not None:
+            continue
+        logger._version = trial_folder
+        parts = itertools.count(2)
+        while is_csv and Path(logger.log_dir).exists():
+            logger._version = f"{trial_folder}_part_{next(parts)}"
 
 
 def _check_storage() -> None:

@@ -17,6 +17,7 @@ from tune_jobs.engine.callbacks import write_results
 from tune_jobs.engine.checkpoints import Shelf
 from tune_jobs.engine.reasons import Blame, failure_of
 from tune_jobs.engine.record import failure_in, id_of, results_of
+from tune_jobs.engine.scheduler import EpochScheduler
 from tune_jobs.engine.search import StudySearch
 from tune_jobs.engine.transient import Transient
 
@@ -56,6 +57,9 @@ class SweepTrial(Trial):
 class TrialQueue(Transient, SearchGenerator):
     """Hands Tune the trials of a sweep, and no more at a time than there are slots.
 
+    A free slot goes to a paused trial that the scheduler promotes, else to a new one. It is decided
+    here, since Tune starts what is pending whatever the scheduler says.
+
     A sweep that is gone on with is a new one to Tune, whose first trials are the recorded ones:
     finished ones as they ended, the others to go on from their last checkpoint. Tune's own way,
     `Tuner.restore`, goes by a snapshot that is up to 10 s or more behind, forgets the scheduler
@@ -64,6 +68,7 @@ class TrialQueue(Transient, SearchGenerator):
 
     Args:
         search: Gives the configs of new trials.
+        scheduler: Knows which trials are paused, and which of them go on.
         recorded: The trials of the record that have been started.
         slots: Tells how many trials may run side by side now.
         is_over: Whether the sweep has to end; it may have to as soon as it is gone on with.
@@ -74,6 +79,7 @@ class TrialQueue(Transient, SearchGenerator):
     def __init__(
         self,
         search: StudySearch,
+        scheduler: EpochScheduler,
         recorded: list[FrozenTrial],
         slots: Callable[[], int],
         is_over: Callable[[], bool],
@@ -81,44 +87,61 @@ class TrialQueue(Transient, SearchGenerator):
         on_recall: Callable[[Trial, FrozenTrial], None],
     ) -> None:
         super().__init__(search)
-        # Finished ones first: they take no slot, and Tune's results are to hold all trials.
-        self._recorded = deque(sorted(recorded, key=lambda t: not t.state.is_finished()))
+        self._scheduler = scheduler
+        # Those that take no slot first, and Tune's results are to hold all trials.
+        self._recorded = deque(sorted(recorded, key=self._takes_slot))
         self._num_started = len(recorded)
         self._slots = slots
         self._is_over = is_over
         self._shelf = shelf
         self._on_recall = on_recall
-        self._live: set[str] = set()
+        self._unfinished: set[str] = set()
+        self._is_exhausted = False  # the search has nothing left
 
     def next_trial(self) -> Trial | None:
-        if self._recorded and self._recorded[0].state.is_finished():
+        if self._recorded and not self._takes_slot(self._recorded[0]):
             return self._recall(self._recorded.popleft())
         if self._is_over():
             self.set_finished()
-        if self.is_finished() or len(self._live) >= self._slots():
+        num_running = len(self._unfinished) - self._scheduler.num_waiting
+        if self.is_finished() or num_running >= self._slots():
             return None
-        trial = self._recall(self._recorded.popleft()) if self._recorded else self._suggest()
-        if trial is not None:
-            self._live.add(trial.trial_id)
-        return trial
+        if self._recorded:
+            return self._recall(self._recorded.popleft())
+        is_last = self._none_left and not num_running
+        if self._scheduler.promote(is_last):
+            return None
+        if is_last:
+            self._scheduler.end_waiting()
+        return None if self._none_left else self._suggest()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        self._live.discard(trial_id)
+        self._unfinished.discard(trial_id)
         super().on_trial_complete(trial_id, result, error)
 
     def is_finished(self) -> bool:
-        none_left = not self._recorded and self._num_started >= self.total_samples
-        return bool(none_left or self._finished)
+        return bool((self._none_left and self._scheduler.is_settled) or self._finished)
+
+    @property
+    def _none_left(self) -> bool:
+        """Whether no trial is to be started any more."""
+        is_full = self._num_started >= self.total_samples
+        return not self._recorded and (is_full or self._is_exhausted)
+
+    def _takes_slot(self, recorded: FrozenTrial) -> bool:
+        is_finished = recorded.state.is_finished()
+        return not (is_finished or self._scheduler.has_to_wait(id_of(recorded)))
 
     def _suggest(self) -> Trial | None:
         trial_id = Trial.generate_id()
         config = self.searcher.suggest(trial_id)
         if config == Searcher.FINISHED:
-            self._finished = True
+            self._is_exhausted = True
             return None
         self._num_started += 1
+        self._unfinished.add(trial_id)
         return self._make(trial_id, config)
 
     def _recall(self, recorded: FrozenTrial) -> Trial:
@@ -139,6 +162,10 @@ class TrialQueue(Transient, SearchGenerator):
         else:
             # What was trained beyond the last checkpoint is trained again.
             results = {epoch: r for epoch, r in results.items() if epoch <= max(kept, default=0)}
+            self._unfinished.add(trial.trial_id)
+            if not self._takes_slot(recorded):
+                trial.set_status(Trial.PAUSED)
+                write_results(trial, results)  # it may never be started again
         for result in results.values():
             trial.update_last_result(dict(result))
         return trial

@@ -1,6 +1,10 @@
-"""What the sampler is shown: a study in memory, a view of the record."""
+"""What the sampler is shown: `View`, a study in memory that is kept up with the record."""
 
-from collections.abc import Iterable
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,59 +13,239 @@ from optuna.samplers import BaseSampler
 from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.reasons import Failure, Reason
-from tune_jobs.engine.record import failure_in, id_of, reason_of
+from tune_jobs.engine.record import failure_in, reason_of
 
-__all__ = ["has_crashed", "reseed", "show", "shown_curve"]
+__all__ = ["View", "has_crashed", "reseed"]
+
+VALUES_PER_PARAMETER = 2
+FIRST_RUNG = 2  # the third: on recorded curves, learning from lower ones was no better than chance
 
 
-def show(
-    study: optuna.Study, trials: Iterable[FrozenTrial], others: Iterable[FrozenTrial]
-) -> dict[str, int]:
-    """Show the sampler of a new study in memory what a record holds.
+@dataclass
+class _Seen:
+    """What is known of a trial.
+
+    Attributes:
+        trial_id: Tune's id; None: it is of another sweep.
+        at_rungs: Rung -> the epoch that has reached it, and its value.
+        state: RUNNING, or the state in which it ended.
+        value: Its value then.
+        curve: Epoch -> value, then.
+        has_crashed: Whether it is shown as the worst.
+    """
+
+    trial_id: str | None
+    at_rungs: dict[int, tuple[int, float]] = field(default_factory=dict)
+    state: TrialState = TrialState.RUNNING
+    value: float | None = None
+    curve: Mapping[int, float] = field(default_factory=dict)
+    has_crashed: bool = False
+
+
+class View:
+    """The study in which the sampler is asked; the record on the disk stays as it is.
+
+    Where trials are judged at rungs, those that ran to the end are few, and a sampler that ranks
+    them first learns from them alone, however bad they are; told each trial's last value, it mixes
+    values of the first epoch with values of the last. So all are shown at one rung, as BOHB does
+    (https://arxiv.org/abs/1807.01774): the highest that enough trials have reached, two for each
+    parameter and as many as run side by side; but none below the third, or the last of fewer.
+
+    - A trial that has reached that rung is COMPLETE with its value there, though it may still run.
+    - One that has crashed or diverged is PRUNED without a value: Optuna ranks it last. (As FAIL,
+      which samplers leave out, 42 of 120 trials crashed where 21 did so.)
+    - One that runs below that rung is RUNNING: the constant liar counts it as bad.
+    - One that ended or waits below that rung is FAIL, which samplers leave out.
+
+    Without rungs, trials are shown as they ended.
 
     Args:
-        study: The study, empty.
-        trials: The record's trials; those that wait are not shown.
-        others: Finished trials of other sweeps, which are shown first.
+        goal: What is optimised.
+        sampler: Any Optuna sampler.
+        kept: What the sampler has kept with the study.
+        rungs: The milestones at which trials are compared.
+        has_to_wait: Whether a trial, by Tune's id, is paused.
 
-    Returns:
-        Tune's ids of the record's trials -> their numbers in the study.
+    Attributes:
+        study: The study; its trials are those of other sweeps, then the record's in their order.
     """
-    for trial in others:
-        study.add_trial(trial)
-    numbers = {}
-    for trial in trials:
-        if trial.state == TrialState.WAITING:
-            continue
+
+    def __init__(
+        self,
+        goal: Goal,
+        sampler: BaseSampler,
+        kept: Mapping[str, Any],
+        rungs: Iterable[int] = (),
+        has_to_wait: Callable[[str], bool] = lambda trial_id: False,
+    ) -> None:
+        self.study = optuna.create_study(direction=goal.direction, sampler=sampler)
+        self._storage: Any = self.study._storage
+        for name, value in kept.items():
+            self._storage.set_study_system_attr(self.study._study_id, name, value)
+        self._rungs = sorted(rungs)
+        self._has_to_wait = has_to_wait
+        self._level = [0, *self._rungs][: FIRST_RUNG + 2][-1]
+        self._num_params = 0
+        self._seen: list[_Seen] = []  # by number
+        self._numbers: dict[str | None, int] = {}
+        self._unfinished: set[int] = set()
+        self._num_at = Counter[int]()  # rung -> how many have reached it
+
+    def add(self, trial: FrozenTrial, trial_id: str | None = None) -> None:
+        """Show a trial that an earlier driver, or another sweep, has left."""
         template = create_trial(
-            state=trial.state,
+            state=TrialState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
-            values=trial.values if trial.state == TrialState.COMPLETE else None,
-            intermediate_values=shown_curve(trial),
             # the sampler's own
             system_attrs={k: v for k, v in trial.system_attrs.items() if "tune_jobs:" not in k},
         )
-        optuna_id = study._storage.create_new_trial(study._study_id, template)
-        numbers[id_of(trial)] = study._storage.get_trial_number_from_id(optuna_id)
-    return numbers
+        self._storage.create_new_trial(self.study._study_id, template)
+        number = self._begin(trial_id, len(trial.params))
+        curve = trial.intermediate_values
+        self._note(number, curve)
+        if trial.state.is_finished():
+            crashed = has_crashed(reason_of(trial), failure_in(trial))
+            self._finish(number, trial.state, trial.value, curve, crashed)
 
+    def start(self, trial_id: str, asked: FrozenTrial) -> None:
+        """Take in that a trial which the sampler has been asked for has started."""
+        self._begin(trial_id, len(asked.params))
 
-def shown_curve(trial: FrozenTrial) -> dict[int, float]:
-    """The curve that a sampler sees: a finished trial's, unless it crashed.
+    def report(self, trial_id: str, epoch: int, value: float) -> None:
+        """Take in what a running trial has reported."""
+        self._note(self._numbers[trial_id], {epoch: value})
 
-    Optuna ranks what was pruned by the length of its curve first, so that crashes after good epochs
-    would lead it astray; without values they rank last, and it keeps away (as FAIL, which samplers
-    leave out, 42 of 120 trials crashed where 21 did so).
-    """
-    if not trial.state.is_finished() or has_crashed(reason_of(trial), failure_in(trial)):
-        return {}
-    return dict(trial.intermediate_values)
+    def end(
+        self,
+        trial_id: str,
+        state: TrialState,
+        value: float | None,
+        curve: Mapping[int, float],
+        has_crashed: bool,
+    ) -> dict[str, Any]:
+        """Show how a trial ended.
+
+        Args:
+            trial_id: Tune's id.
+            state: COMPLETE or PRUNED.
+            value: Its value.
+            curve: Epoch -> value.
+            has_crashed: Whether it is shown as the worst.
+
+        Returns:
+            What the sampler keeps with it.
+        """
+        number = self._numbers[trial_id]
+        known = dict(self._shown(number).system_attrs)
+        self._tell_sampler(number, state, value)
+        self._note(number, curve)
+        self._finish(number, state, value, curve, has_crashed)
+        kept = self._shown(number).system_attrs
+        return {name: attr for name, attr in kept.items() if known.get(name) != attr}
+
+    def refresh(self) -> None:
+        """Show all trials as they are now; to be called before the sampler is asked."""
+        if not self._rungs:
+            return
+        waiting = {n for n in self._unfinished if self._has_to_wait(str(self._seen[n].trial_id))}
+        has_risen = self._raise_level(num_running=len(self._unfinished) - len(waiting))
+        changed = range(len(self._seen)) if has_risen else self._unfinished
+        for number in changed:
+            self._show(number, number in waiting)
+
+    def recall_the_end(self) -> None:
+        """Let a sampler that had tried everything find that out again."""
+        ended = [number for number, seen in enumerate(self._seen) if seen.state.is_finished()]
+        if ended:
+            last = self._seen[ended[-1]]
+            self._tell_sampler(ended[-1], last.state, last.value)
+
+    def _raise_level(self, num_running: int) -> bool:
+        """Go up to the highest rung that enough trials have reached, and never down again."""
+        num_enough = max(VALUES_PER_PARAMETER * self._num_params, num_running, 1)
+        enough = [rung for rung in self._rungs if self._num_at[rung] >= num_enough]
+        before, self._level = self._level, max([self._level, *enough])
+        return self._level > before
+
+    def _begin(self, trial_id: str | None, num_params: int) -> int:
+        number = len(self._seen)
+        self._seen.append(_Seen(trial_id))
+        if trial_id is not None:
+            self._numbers[trial_id] = number
+        self._num_params = max(num_params, self._num_params)
+        self._unfinished.add(number)
+        return number
+
+    def _note(self, number: int, curve: Mapping[int, float]) -> None:
+        """Take in values at rungs: of the first epoch that is not before the rung."""
+        at_rungs = self._seen[number].at_rungs
+        for epoch, value in curve.items():
+            rung = max((rung for rung in self._rungs if rung <= epoch), default=None)
+            if rung is None or epoch > at_rungs.get(rung, (epoch, value))[0]:
+                continue
+            self._num_at[rung] += rung not in at_rungs
+            at_rungs[rung] = (epoch, value)
+
+    def _finish(
+        self,
+        number: int,
+        state: TrialState,
+        value: float | None,
+        curve: Mapping[int, float],
+        has_crashed: bool,
+    ) -> None:
+        seen = self._seen[number]
+        seen.state, seen.value, seen.curve = state, value, curve
+        seen.has_crashed = has_crashed or not curve
+        self._unfinished.discard(number)
+        self._show(number)
+
+    def _show(self, number: int, is_waiting: bool = False) -> None:
+        state, value, curve = self._face(self._seen[number], is_waiting)
+        shown = self._shown(number)
+        if (shown.state, shown.value) == (state, value):
+            return
+        # As Optuna's own storage does it: samplers may hold the one that was there.
+        shown = copy.copy(shown)
+        shown.state, shown.value, shown.intermediate_values = state, value, dict(curve)
+        if state.is_finished():
+            shown.datetime_complete = shown.datetime_complete or shown.datetime_start
+        self._storage._set_trial(shown._trial_id, shown)
+
+    def _face(
+        self, seen: _Seen, is_waiting: bool
+    ) -> tuple[TrialState, float | None, Mapping[int, float]]:
+        """State, value and curve that a trial is shown with."""
+        if seen.has_crashed:
+            return TrialState.PRUNED, None, {}
+        if not self._rungs or (seen.state == TrialState.COMPLETE and not seen.at_rungs):
+            return seen.state, seen.value, seen.curve
+        if self._level in seen.at_rungs:
+            return TrialState.COMPLETE, seen.at_rungs[self._level][1], {}
+        if seen.state == TrialState.RUNNING and not is_waiting:
+            return TrialState.RUNNING, None, {}
+        return TrialState.FAIL, None, {}
+
+    def _shown(self, number: int) -> FrozenTrial:
+        trial: FrozenTrial = self._storage._studies[self.study._study_id].trials[number]
+        return trial
+
+    def _tell_sampler(self, number: int, state: TrialState, value: float | None) -> None:
+        values = None if value is None else [value]
+        # KeyError: Optuna's grid stumbles over a config that it has not given itself.
+        with _stop_allowed(self.study), suppress(KeyError):
+            self.study.sampler.after_trial(self.study, self._shown(number), state, values)
 
 
 def has_crashed(reason: str | None, failure: Failure | None) -> bool:
-    """Whether a trial that ended so is shown without values."""
+    """Whether a trial that ended so is shown as the worst.
+
+    Optuna ranks what was pruned by the length of its curve first, so that crashes after good epochs
+    would lead it astray.
+    """
     return failure is not None or reason == Reason.NAN
 
 
@@ -82,3 +266,14 @@ def _random_states(sampler: Any) -> Iterable[np.random.RandomState]:
             yield part.rng
         elif isinstance(part, BaseSampler):
             yield from _random_states(part)
+
+
+@contextmanager
+def _stop_allowed(study: optuna.Study) -> Iterator[None]:
+    """Let a sampler that has tried everything call `Study.stop`; Optuna allows it in its own loop
+    alone."""
+    study._thread_local.in_optimize_loop = True
+    try:
+        yield
+    finally:
+        study._thread_local.in_optimize_loop = False

@@ -1,0 +1,358 @@
+"""Promotion ASHA on curves made by hand, held against its paper's pseudocode."""
+
+import math
+import random
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+
+from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.reasons import Reason
+from tune_jobs.engine.scheduler import PromotionASHA
+
+PAUSE, STOP = TrialScheduler.PAUSE, TrialScheduler.STOP
+
+
+class FakeTrial:
+    pickled_error_file: str | None = None
+
+    def __init__(self, trial_id: str, status: str = Trial.PENDING) -> None:
+        self.trial_id = trial_id
+        self.status = status
+        self.controller: Any = None
+
+
+class Ledger:
+    """What is recorded, as the record has it."""
+
+    def __init__(self) -> None:
+        self.curves: dict[str, dict[int, float]] = {}
+        self.reasons: dict[str, str] = {}
+        self.promotions: list[tuple[str, int]] = []
+
+    def report(self, trial_id: str, score: float, result: Any, reason: str | None) -> None:
+        if math.isfinite(score):
+            self.curves.setdefault(trial_id, {})[result["epoch"]] = score
+        if reason is not None:
+            self.reasons[trial_id] = reason
+
+    def promote(self, trial_id: str, rung: int) -> None:
+        self.promotions.append((trial_id, rung))
+
+
+class Slots:
+    """Slots that train trials as the scheduler wants it, driven as Tune and the queue drive it.
+
+    Args:
+        asha: The scheduler.
+        curves: Id -> the scores of its epochs.
+        num_slots: Trials side by side.
+
+    Attributes:
+        trained: Trial and epoch, in the order in which they were trained.
+        running: The trials that hold a slot.
+    """
+
+    def __init__(self, asha: PromotionASHA, curves: dict[str, list[float]], num_slots: int) -> None:
+        self.asha, self.curves, self.num_slots = asha, curves, num_slots
+        self.new = list(curves)
+        self.epochs = dict.fromkeys(curves, 0)
+        self.running: list[FakeTrial] = []
+        self.trained: list[tuple[str, int]] = []
+        self.starts: list[str] = []  # what the slots were given, in order
+        self.is_over = False
+
+    def stop_trial(self, trial: FakeTrial) -> None:  # Tune's, for a paused one
+        assert trial.status == Trial.PAUSED
+        self.asha.on_trial_remove(None, trial)
+        trial.status = Trial.TERMINATED
+
+    def fill(self) -> None:
+        while len(self.running) < self.num_slots and not self.is_over:
+            is_last = not self.new and not self.running
+            if self.asha.promote(is_last):
+                trial = self.asha.choose_trial_to_run(None)
+                assert trial is not None
+                self._start(trial)
+            elif self.new:
+                trial = FakeTrial(self.new.pop(0))
+                trial.controller = self
+                self.asha.on_trial_add(None, trial)
+                self._keep_controller(trial)
+                self._start(trial)
+            else:
+                if is_last:
+                    self.asha.end_waiting()
+                    self.is_over = True
+                return
+
+    def step(self, trial: FakeTrial) -> str:
+        """Train an epoch of a running trial."""
+        self.epochs[trial.trial_id] += 1
+        epoch = self.epochs[trial.trial_id]
+        self.trained.append((trial.trial_id, epoch))
+        result = {"epoch": epoch, "score": self.curves[trial.trial_id][epoch - 1]}
+        decision = self.asha.on_trial_result(None, trial, result)
+        if decision == PAUSE:
+            trial.status = Trial.PAUSED
+            self.running.remove(trial)
+        elif decision == STOP:
+            self.asha.on_trial_complete(None, trial, result)
+            trial.status = Trial.TERMINATED
+            self.running.remove(trial)
+        return str(decision)
+
+    def run(self, rng: random.Random | None = None) -> None:
+        """To the end; the slots finish their epochs in turn, or in any order."""
+        self.fill()
+        while self.running:
+            self.step(rng.choice(self.running) if rng else self.running[0])
+            self.fill()
+
+    def _start(self, trial: FakeTrial) -> None:
+        trial.status = Trial.RUNNING
+        self.running.append(trial)
+        self.starts.append(trial.trial_id)
+
+    def _keep_controller(self, trial: FakeTrial) -> None:
+        trial.controller = self  # `on_trial_add` takes Tune's
+
+
+def make_asha(max_epochs: int, mode: str = "max", **kwargs: Any) -> PromotionASHA:
+    return PromotionASHA(Goal("score", mode), max_epochs, **kwargs)
+
+
+def constant(scores: list[float], max_epochs: int) -> dict[str, list[float]]:
+    """Trials a, b, c ... that score the same in each epoch."""
+    return {chr(ord("a") + i): [score] * max_epochs for i, score in enumerate(scores)}
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_case_that_was_worked_by_hand(mode: str) -> None:
+    """One slot, nine trials, factor 3, rungs 1, 3 and 9.
+
+    Rung 1 gets .5 .7 .6: b, .7, is the best third of three. b trains to 3 and waits there, alone.
+    .2 .8 .1: two of six may go on; e, .8, does. .9 .3 .4: of nine, three may: g, .9. Now rung 3
+    has b, e, g: its best third is g, which trains to its end.
+    """
+    scores = [0.5, 0.7, 0.6, 0.2, 0.8, 0.1, 0.9, 0.3, 0.4]
+    if mode == "min":
+        scores = [-score for score in scores]
+    ledger = Ledger()
+    asha = make_asha(9, mode, record=ledger)
+    slots = Slots(asha, constant(scores, 9), num_slots=1)
+    slots.run()
+    one = [("a", 1), ("b", 1), ("c", 1), ("b", 2), ("b", 3)]
+    two = [("d", 1), ("e", 1), ("f", 1), ("e", 2), ("e", 3)]
+    # g leads at six as well, and goes on as the sixth trial is not needed for it
+    three = [("g", 1), ("g", 2), ("g", 3), *[("g", epoch) for epoch in range(4, 10)]]
+    assert slots.trained[:5] == one
+    assert sorted(slots.trained) == sorted([*one, *two, *three, ("h", 1), ("i", 1)])
+    assert ledger.reasons == {"g": Reason.LAST_EPOCH}
+    assert asha.endings.reasons == {
+        **dict.fromkeys("abcdefhi", Reason.ASHA),
+        "g": Reason.LAST_EPOCH,
+    }
+    assert set(ledger.promotions) == {("b", 1), ("e", 1), ("g", 1), ("g", 3)}
+
+
+def test_stock_asha_lets_all_go_on_that_are_better_than_those_before() -> None:
+    """Nine trials, each better than the last: the stock one trains each of them to its end."""
+    curves = constant([0.1 * i for i in range(9)], 9)
+    stock = AsyncHyperBandScheduler(
+        time_attr="epoch", metric="score", mode="max", max_t=9, reduction_factor=3
+    )
+    num_epochs = 0
+    for trial_id, curve in curves.items():
+        trial: Any = FakeTrial(trial_id)
+        stock.on_trial_add(None, trial)
+        for epoch, score in enumerate(curve, 1):
+            num_epochs += 1
+            if stock.on_trial_result(None, trial, {"epoch": epoch, "score": score}) == STOP:
+                break
+    slots = Slots(make_asha(9), curves, num_slots=1)
+    slots.run()
+    assert num_epochs == 81
+    assert len(slots.trained) == 53
+
+
+def papers_choice(
+    rungs: dict[int, dict[str, float]], busy: set[str], factor: float, order: dict[str, int]
+) -> str | None:
+    """Algorithm 2 of arXiv 1810.05934, `get_job`, word for word; None: a new trial.
+
+    Args:
+        rungs: Milestone -> trial -> gain, of all that have reached it.
+        busy: Trials that run or have ended; those in higher rungs have been promoted.
+        factor: eta.
+        order: What comes first of equals.
+    """
+    milestones = sorted(rungs)
+    for k in reversed(range(len(milestones))):
+        entries = rungs[milestones[k]]
+        ranked = sorted(entries, key=lambda t: (-entries[t], order[t]))
+        candidates = ranked[: int(len(entries) / factor)]
+        above = {t for milestone in milestones[k + 1 :] for t in rungs[milestone]}
+        promotable = [t for t in candidates if t not in above | busy]
+        if promotable:
+            return promotable[0]
+    return None
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize(("num_slots", "factor"), [(1, 3), (2, 2), (4, 3), (7, 2.5), (16, 4)])
+@pytest.mark.parametrize("seed", range(3))
+def test_slots_are_given_what_the_papers_pseudocode_gives_them(
+    seed: int, num_slots: int, factor: float, mode: str
+) -> None:
+    rng = random.Random(seed)
+    # rounded, so that there are ties
+    curves = {f"t{i}": [round(rng.gauss(0, 1), 1) for _ in range(27)] for i in range(60)}
+    goal = Goal("score", mode)
+    asha = PromotionASHA(goal, 27, reduction_factor=factor)
+    order = {trial_id: number for number, trial_id in enumerate(curves)}
+    slots = Slots(asha, curves, num_slots)
+    num_choices = 0
+    ended: set[str] = set()
+    slots.fill()
+    while slots.running and slots.new:
+        trial = rng.choice(slots.running)
+        before = len(slots.starts)
+        decision = slots.step(trial)
+        if decision == STOP:
+            ended.add(trial.trial_id)
+        reached = max((m for m in asha.rungs if m <= slots.epochs[trial.trial_id]), default=None)
+        at_rung = reached == slots.epochs[trial.trial_id]
+        if at_rung:
+            busy = ended | {t.trial_id for t in slots.running if t is not trial}
+            choice = papers_choice(asha.rungs, busy, factor, order)
+            fresh = slots.new[0]
+            slots.fill()
+            given = slots.starts[before] if decision != "CONTINUE" else trial.trial_id
+            assert given == (choice or fresh)
+            num_choices += 1
+    assert num_choices > 50
+
+
+def test_no_trial_is_promoted_twice_from_a_rung() -> None:
+    rng = random.Random(0)
+    ledger = Ledger()
+    curves = {f"t{i}": [rng.random() for _ in range(27)] for i in range(80)}
+    slots = Slots(make_asha(27, record=ledger), curves, num_slots=5)
+    slots.run(rng)
+    assert len(ledger.promotions) == len(set(ledger.promotions)) > 30
+    assert len(slots.trained) == len(set(slots.trained))  # nor any epoch trained twice
+
+
+def test_a_free_slot_goes_to_the_highest_rung_first() -> None:
+    """As long as new trials come, the last rung is not starved by them."""
+    curves = constant([0.1 * i for i in range(60)], 27)  # each better than those before
+    slots = Slots(make_asha(27), curves, num_slots=1)
+    slots.run()
+    first_at_top = next(i for i, (_, epoch) in enumerate(slots.trained) if epoch == 27)
+    new_after = [trial for trial, epoch in slots.trained[first_at_top:] if epoch == 1]
+    assert len(new_after) > 10
+
+
+@pytest.mark.parametrize("num_trials", [1, 2, 5])
+def test_sweep_with_fewer_trials_than_a_rung_needs_ends_and_completes_its_best(
+    num_trials: int,
+) -> None:
+    asha = make_asha(9)
+    slots = Slots(asha, constant([0.3, 0.5, 0.4, 0.2, 0.1][:num_trials], 9), num_slots=2)
+    slots.run()
+    best = "a" if num_trials == 1 else "b"
+    assert slots.is_over
+    assert asha.is_settled
+    assert [t for t, reason in asha.endings.reasons.items() if reason == Reason.LAST_EPOCH] == [
+        best
+    ]
+    assert len(slots.trained) == num_trials - 1 + 9
+
+
+def test_best_left_is_completed_when_the_first_one_diverges() -> None:
+    asha = make_asha(9)
+    curves = {"a": [0.3] * 9, "b": [0.5, math.nan]}
+    slots = Slots(asha, curves, num_slots=1)
+    slots.run()
+    assert asha.endings.reasons == {"a": Reason.LAST_EPOCH, "b": Reason.NAN}
+    assert slots.trained.count(("b", 2)) == 1
+
+
+def test_trials_that_diverge_train_one_epoch_and_take_no_place() -> None:
+    curves = {**constant([0.1, 0.2, 0.3], 9), "x": [math.nan], "y": [math.nan], "z": [math.nan]}
+    asha = make_asha(9)
+    slots = Slots(asha, curves, num_slots=1)
+    slots.run()
+    assert asha.rungs[1].keys() == {"a", "b", "c"}
+    assert [t for t, e in slots.trained if t in "xyz"] == ["x", "y", "z"]
+
+
+def test_score_that_is_good_enough_ends_the_trials_that_wait() -> None:
+    asha = make_asha(9, stop_at=0.9)
+    slots = Slots(asha, constant([0.1, 0.2, 0.95], 9), num_slots=1)
+    slots.fill()
+    for _ in range(3):
+        slots.step(slots.running[0])
+        if not asha.reached:
+            slots.fill()
+    assert asha.reached
+    assert asha.is_settled
+    assert asha.endings.reasons == {"a": "asha", "b": "asha", "c": "stop_at"}
+
+
+def test_of_equals_those_that_were_started_first_go_on() -> None:
+    ledger = Ledger()
+    slots = Slots(make_asha(3, record=ledger), constant([0.5] * 9, 3), num_slots=3)
+    slots.run(random.Random(1))
+    assert {t for t, rung in ledger.promotions} == {"a", "b", "c"}
+
+
+def test_rungs_of_factor_three_over_243_epochs() -> None:
+    assert list(make_asha(243).rungs) == [1, 3, 9, 27, 81, 243]
+
+
+def resume(ledger: Ledger, asha: PromotionASHA, curves: dict[str, list[float]]) -> Slots:
+    """Go on with what is recorded, as another driver does."""
+    promoted = dict(ledger.promotions)
+    for trial_id, curve in ledger.curves.items():
+        asha.replay(trial_id, curve, promoted.get(trial_id))
+    slots = Slots(asha, curves, num_slots=3)
+    for trial_id, curve in ledger.curves.items():
+        slots.new.remove(trial_id)
+        slots.epochs[trial_id] = max(curve)
+        if trial_id in ledger.reasons:
+            continue
+        waits = asha.has_to_wait(trial_id)
+        trial = FakeTrial(trial_id, Trial.PAUSED if waits else Trial.PENDING)
+        asha.on_trial_add(None, trial)
+        trial.controller = slots
+        if not waits:
+            slots._start(trial)
+    return slots
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sweep_that_is_killed_goes_on_to_the_same_rule(seed: int) -> None:
+    rng = random.Random(seed)
+    curves = {f"t{i}": [rng.random() for _ in range(9)] for i in range(30)}
+    ledger = Ledger()
+    slots = Slots(make_asha(9, record=ledger), curves, num_slots=3)
+    slots.fill()
+    for _ in range(40):
+        slots.step(rng.choice(slots.running))
+        slots.fill()
+    running = {t.trial_id for t in slots.running}
+    waiting = {t for t in slots.epochs if t in ledger.curves} - running - ledger.reasons.keys()
+    asha = make_asha(9, record=ledger)
+    again = resume(ledger, asha, curves)
+    assert asha.rungs == slots.asha.rungs
+    reported = {t for t in running if t in ledger.curves}
+    assert {t.trial_id for t in again.running} == reported
+    assert asha.num_waiting == len(waiting)
+    again.run(rng)
+    assert asha.is_settled
+    assert len(ledger.promotions) == len(set(ledger.promotions))
+    assert {max(ledger.curves[t]) for t in ledger.curves} == {1, 3, 9}
