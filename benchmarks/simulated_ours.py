@@ -1,0 +1,75 @@
+"""This project's searcher and scheduler in the simulation, and variants of them to choose from."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any, Literal
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from ray.tune.experiment import Trial
+
+from benchmarks.simulated_peers import REDUCTION_FACTOR, SimulatedTrial, TuneSide
+from benchmarks.simulated_time import MakeSide, Side, Start, Task
+from tune_jobs.engine.record import Record
+from tune_jobs.engine.scheduler import PromotionASHA, StoppingASHA
+from tune_jobs.engine.search import StudySearch, convert_space
+from tune_jobs.mnist import SEARCH_SPACE
+
+__all__ = ["OURS", "VARIANTS", "OurSide", "make_ours"]
+
+OURS = "ours"
+
+
+class OurSide(TuneSide):
+    """As Tune's controller calls ours, with the queue that asks first who may be promoted."""
+
+    def start(self) -> Start | None:
+        if self._scheduler.promote(is_last=False):
+            trial: SimulatedTrial = self._scheduler.choose_trial_to_run(None)
+            trial.status = Trial.RUNNING
+            return Start(trial.number, trial.config)
+        return super().start()
+
+
+def make_tpe() -> BaseSampler:
+    """What a sweep has where it is given no other."""
+    return TPESampler(constant_liar=True)
+
+
+def make_ours(
+    task: Task,
+    asha: Literal["promotion", "stopping"] = "promotion",
+    reduction_factor: float = REDUCTION_FACTOR,
+    make_sampler: Callable[[], BaseSampler] = make_tpe,
+) -> Side:
+    """The objects of a sweep as `tune_jobs/engine/sweep.py` wires them; the record is in memory."""
+    goal = task.goal
+    record = Record(Path(), optuna.create_study(direction=goal.direction), Event())
+    for config in task.first_configs:
+        record.enqueue(config)
+    make_scheduler = PromotionASHA if asha == "promotion" else StoppingASHA
+    scheduler: Any = make_scheduler(
+        goal, task.max_epochs, 1, reduction_factor, stop_at=None, record=record
+    )
+    search = StudySearch(
+        convert_space(SEARCH_SPACE),
+        goal,
+        record,
+        make_sampler(),
+        task.seed,
+        scheduler.endings,
+        rungs=scheduler.rungs,
+        has_to_wait=scheduler.has_to_wait,
+    )
+    return OurSide(search, scheduler, goal.metric)
+
+
+# To compare: `python -m benchmarks.simulate --data digits --sides "ours" "ours, factor 4"`.
+VARIANTS: dict[str, MakeSide] = {
+    OURS: make_ours,
+    "ours, stopping": partial(make_ours, asha="stopping"),
+    "ours, random": partial(make_ours, make_sampler=RandomSampler),
+    "ours, factor 4": partial(make_ours, reduction_factor=4),
+}

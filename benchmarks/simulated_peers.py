@@ -1,0 +1,209 @@
+"""The peers of the simulation, as their users have them: no settings but the job's own.
+
+Syne Tune's are left out where the package is missing; it needs no place among the dependencies.
+"""
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
+from optuna.samplers import RandomSampler, TPESampler
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from benchmarks.simulated_time import Decision, MakeSide, Side, Start, Task
+from tune_jobs.mnist import SEARCH_SPACE
+
+__all__ = ["PEERS", "REDUCTION_FACTOR", "SimulatedTrial", "TuneSide", "has_syne_tune"]
+
+REDUCTION_FACTOR = 3
+
+
+class SimulatedTrial:
+    """As much of a Tune trial as searchers and schedulers look at."""
+
+    pickled_error_file: str | None = None
+    controller: Any = None
+
+    def __init__(self, number: int, config: dict[str, Any]) -> None:
+        self.trial_id = f"{number:05d}"
+        self.number = number
+        self.config = config
+        self.status = Trial.RUNNING
+
+
+class TuneSide:
+    """A searcher and a scheduler of Ray Tune, called as its controller calls them.
+
+    Args:
+        search: The searcher.
+        scheduler: The scheduler.
+        metric: The name under which trials report their score.
+    """
+
+    def __init__(self, search: Any, scheduler: Any, metric: str) -> None:
+        self._search = search
+        self._scheduler = scheduler
+        self._metric = metric
+        self._trials: list[SimulatedTrial] = []
+
+    def start(self) -> Start | None:
+        number = len(self._trials)
+        trial = SimulatedTrial(number, self._search.suggest(f"{number:05d}"))
+        self._trials.append(trial)
+        self._scheduler.on_trial_add(None, trial)
+        return Start(number, trial.config)
+
+    def report(self, number: int, epoch: int, score: float) -> Decision:
+        trial = self._trials[number]
+        result = {"epoch": epoch, "training_iteration": epoch, self._metric: score}
+        decision = self._scheduler.on_trial_result(None, trial, result)
+        if decision != TrialScheduler.STOP:
+            self._search.on_trial_result(trial.trial_id, result)
+            if decision == TrialScheduler.PAUSE:
+                trial.status = Trial.PAUSED
+                return "pause"
+            return "continue"
+        trial.status = Trial.TERMINATED
+        self._scheduler.on_trial_complete(None, trial, result)
+        self._search.on_trial_complete(trial.trial_id, result)
+        return "stop"
+
+
+def make_tune_side(task: Task, is_random: bool) -> Side:
+    """Ray Tune's own OptunaSearch and ASHA."""
+    goal = task.goal
+    search = OptunaSearch(
+        OptunaSearch.convert_search_space(SEARCH_SPACE),
+        metric=goal.metric,
+        mode=goal.mode,
+        points_to_evaluate=task.first_configs,
+        **({"sampler": RandomSampler(task.seed)} if is_random else {"seed": task.seed}),
+    )
+    scheduler = ASHAScheduler(
+        time_attr="epoch",
+        metric=goal.metric,
+        mode=goal.mode,
+        max_t=task.max_epochs,
+        reduction_factor=REDUCTION_FACTOR,
+    )
+    return TuneSide(search, scheduler, goal.metric)
+
+
+class OptunaSide:
+    """A study with a pruner, asked and told by as many workers as there are slots."""
+
+    def __init__(self, task: Task, pruner: BasePruner) -> None:
+        self._study = optuna.create_study(
+            study_name="plain",  # a random one would deal Hyperband's brackets anew each time
+            direction=task.goal.direction,
+            sampler=TPESampler(seed=task.seed),
+            pruner=pruner,
+        )
+        for config in task.first_configs:
+            self._study.enqueue_trial(config)
+        self._space = OptunaSearch.convert_search_space(SEARCH_SPACE)
+        self._max_epochs = task.max_epochs
+        self._trials: dict[int, optuna.Trial] = {}
+
+    def start(self) -> Start | None:
+        trial = self._study.ask(self._space)
+        self._trials[trial.number] = trial
+        return Start(trial.number, trial.params)
+
+    def report(self, number: int, epoch: int, score: float) -> Decision:
+        trial = self._trials[number]
+        trial.report(score, epoch)
+        if trial.should_prune():
+            self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            return "stop"
+        if epoch < self._max_epochs:
+            return "continue"
+        self._study.tell(trial, score)
+        return "stop"
+
+
+def make_halving_side(task: Task) -> Side:
+    return OptunaSide(task, SuccessiveHalvingPruner(reduction_factor=REDUCTION_FACTOR))
+
+
+def make_hyperband_side(task: Task) -> Side:
+    return OptunaSide(task, HyperbandPruner(1, task.max_epochs, REDUCTION_FACTOR))
+
+
+class SyneTuneSide:
+    """A scheduler of Syne Tune, called as its tuner calls it; `name` is in its `baselines`."""
+
+    def __init__(self, task: Task, name: str) -> None:
+        logging.getLogger("syne_tune").setLevel(logging.ERROR)
+        baselines = importlib.import_module("syne_tune.optimizer.baselines")
+        self._scheduler = getattr(baselines, name)(
+            config_space=convert_to_syne_tune(SEARCH_SPACE),
+            metric=task.goal.metric,
+            time_attr="epoch",
+            max_t=task.max_epochs,
+            do_minimize=task.goal.mode == "min",
+            random_seed=task.seed,
+            reduction_factor=REDUCTION_FACTOR,
+            points_to_evaluate=task.first_configs,
+        )
+        self._trial_type = importlib.import_module("syne_tune.backend.trial_status").Trial
+        self._metric = task.goal.metric
+        self._trials: list[Any] = []
+        np.random.seed(task.seed)  # some of its draws come from there
+
+    def start(self) -> Start | None:
+        config = self._scheduler.suggest().config
+        trial = self._trial_type(len(self._trials), config, datetime.now())
+        self._trials.append(trial)
+        self._scheduler.on_trial_add(trial)
+        return Start(trial.trial_id, config)
+
+    def report(self, number: int, epoch: int, score: float) -> Decision:
+        trial = self._trials[number]
+        result = {"epoch": epoch, self._metric: score}
+        if self._scheduler.on_trial_result(trial, result) != "STOP":
+            return "continue"
+        self._scheduler.on_trial_remove(trial)
+        return "stop"
+
+
+def convert_to_syne_tune(space: dict[str, Any]) -> dict[str, Any]:
+    """A Tune search space as Syne Tune has it; its integers include the upper bound."""
+    domains = importlib.import_module("syne_tune.config_space")
+
+    def convert(domain: Any) -> Any:
+        if hasattr(domain, "categories"):
+            return domains.choice(domain.categories)
+        if isinstance(domain.lower, int):
+            return domains.randint(domain.lower, domain.upper - 1)
+        is_logarithmic = "LogUniform" in type(domain.sampler).__name__
+        make = domains.loguniform if is_logarithmic else domains.uniform
+        return make(domain.lower, domain.upper)
+
+    return {name: convert(domain) for name, domain in space.items()}
+
+
+def has_syne_tune() -> bool:
+    return importlib.util.find_spec("syne_tune") is not None
+
+
+def _syne_tune(name: str) -> Callable[[Task], Side]:
+    return lambda task: SyneTuneSide(task, name)
+
+
+PEERS: dict[str, MakeSide] = {
+    "random + ASHA": lambda task: make_tune_side(task, is_random=True),
+    "OptunaSearch + ASHA": lambda task: make_tune_side(task, is_random=False),
+    "Optuna + SuccessiveHalving": make_halving_side,
+    "Optuna + Hyperband": make_hyperband_side,
+    "Syne Tune ASHA": _syne_tune("ASHA"),
+    "Syne Tune BOHB": _syne_tune("BOHB"),
+}

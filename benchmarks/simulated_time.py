@@ -1,0 +1,205 @@
+"""A sweep in simulated time: slots, trials that train recorded curves, and a side that decides.
+
+What takes hours is looked up, what takes milliseconds is real: the searcher and the scheduler are
+the objects that a sweep has, and are called as Tune's controller, or a user's loop, calls them.
+"""
+
+import heapq
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from benchmarks.surrogate import Curve, Surrogate
+from tune_jobs.engine.goal import Goal
+
+__all__ = ["Decision", "Limits", "MakeSide", "Run", "Side", "Start", "Task", "simulate"]
+
+Decision = Literal["continue", "stop", "pause"]
+
+
+class Start(NamedTuple):
+    """A trial that a free slot is to train, from its first epoch or from where it was paused."""
+
+    number: int
+    config: dict[str, Any]
+
+
+class Side(Protocol):
+    """What decides in a sweep: a searcher with a scheduler, or a study with a pruner."""
+
+    def start(self) -> Start | None:
+        """The trial that a free slot trains next; None: none until another one has reported."""
+
+    def report(self, number: int, epoch: int, score: float) -> Decision:
+        """Take in a trial's score after an epoch, from 1 on; "pause" and "stop" free its slot."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a side is made for.
+
+    Attributes:
+        goal: What is optimised.
+        max_epochs: Epochs that a trial trains at most.
+        num_slots: Trials side by side.
+        seed: The sweep's.
+        first_configs: Configs that each side tries first at this seed, so that sides are paired.
+    """
+
+    goal: Goal
+    max_epochs: int
+    num_slots: int
+    seed: int
+    first_configs: list[dict[str, Any]]
+
+
+MakeSide = Callable[[Task], Side]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a simulated sweep ends.
+
+    Attributes:
+        target: The score to be reached.
+        max_total_epochs: Epochs of all trials together.
+        goes_to_the_end: Whether it goes on after the target has been reached.
+        speed_spread: Standard deviation of the logarithm of a trial's speed, so that trials that
+            start together do not report together.
+        heeds_lengths: Whether an epoch takes as long as it took when it was recorded, relative to
+            the mean; otherwise each takes 1.
+    """
+
+    target: float
+    max_total_epochs: int = 3_000
+    goes_to_the_end: bool = False
+    speed_spread: float = 0.2
+    heeds_lengths: bool = False
+
+
+@dataclass
+class Run:
+    """What came of a simulated sweep.
+
+    Attributes:
+        epochs_to_target: Epochs of all trials until one reached the target; None: none did.
+        time_to_target: The same in simulated time; a mean epoch takes 1.
+        epochs: Epochs of all trials.
+        num_trials: Trials that were started.
+        improvements: Each new best score: after how many epochs, and the score.
+        num_diverged: Trials that reported NaN.
+        max_diverged_epochs: Epochs that one of them trained at most.
+        start_s: Real seconds, spent in asking the side what to start.
+        report_s: Real seconds, spent in telling it scores.
+        all_s: Real seconds of the whole simulation.
+    """
+
+    epochs_to_target: int | None = None
+    time_to_target: float | None = None
+    epochs: int = 0
+    num_trials: int = 0
+    improvements: list[tuple[int, float]] = field(default_factory=list)
+    num_diverged: int = 0
+    max_diverged_epochs: int = 0
+    start_s: float = 0.0
+    report_s: float = 0.0
+    all_s: float = 0.0
+
+
+@dataclass
+class _Trial:
+    """A trial that has been started.
+
+    Attributes:
+        curve: What it reports.
+        epoch_length: How long it trains an epoch.
+        epoch: The last that it has reported.
+    """
+
+    curve: Curve
+    epoch_length: float
+    epoch: int = 0
+
+
+class _Simulation:
+    """One simulated sweep; `run` is called once."""
+
+    def __init__(self, side: Side, surrogate: Surrogate, task: Task, limits: Limits) -> None:
+        self._side, self._surrogate, self._task, self._limits = side, surrogate, task, limits
+        self._trials: dict[int, _Trial] = {}
+        self._running: list[tuple[float, int]] = []  # a heap: when the next epoch ends, number
+        self._best = -math.inf
+        self._run = Run()
+
+    def run(self) -> Run:
+        started = time.perf_counter()
+        self._fill_slots(0.0)
+        while self._running and not self._is_over():
+            now, number = heapq.heappop(self._running)
+            if self._finish_epoch(now, number) == "continue":
+                heapq.heappush(self._running, (now + self._trials[number].epoch_length, number))
+            else:
+                self._fill_slots(now)
+        self._run.all_s = time.perf_counter() - started
+        return self._run
+
+    def _is_over(self) -> bool:
+        run, limits = self._run, self._limits
+        has_arrived = run.epochs_to_target is not None and not limits.goes_to_the_end
+        return has_arrived or run.epochs >= limits.max_total_epochs
+
+    def _fill_slots(self, now: float) -> None:
+        while len(self._running) < self._task.num_slots:
+            started = time.perf_counter()
+            start = self._side.start()
+            self._run.start_s += time.perf_counter() - started
+            if start is None:
+                return
+            if start.number not in self._trials:
+                self._trials[start.number] = self._begin(start)
+            trial = self._trials[start.number]
+            heapq.heappush(self._running, (now + trial.epoch_length, start.number))
+
+    def _begin(self, start: Start) -> _Trial:
+        curve = self._surrogate.curve(start.config)
+        # From the seed and the number alone, so that all sides meet the same slow trials.
+        rng = np.random.default_rng([self._task.seed, start.number])
+        length = float(rng.lognormal(0.0, self._limits.speed_spread))
+        self._run.num_trials += 1
+        return _Trial(curve, length * (curve.epoch_length if self._limits.heeds_lengths else 1.0))
+
+    def _finish_epoch(self, now: float, number: int) -> Decision:
+        trial, run = self._trials[number], self._run
+        score = float(trial.curve.scores[trial.epoch])
+        trial.epoch += 1
+        run.epochs += 1
+        self._note(now, trial.epoch, score)
+        started = time.perf_counter()
+        decision = self._side.report(number, trial.epoch, score)
+        run.report_s += time.perf_counter() - started
+        if decision == "continue" and trial.epoch == self._task.max_epochs:
+            raise RuntimeError(f"Trial {number} is to go on after its last epoch, {trial.epoch}.")
+        return decision
+
+    def _note(self, now: float, epoch: int, score: float) -> None:
+        run, gain = self._run, self._task.goal.gain
+        if math.isnan(score):
+            run.num_diverged += epoch == 1
+            run.max_diverged_epochs = max(run.max_diverged_epochs, epoch)
+        elif gain(score) > self._best:
+            self._best = gain(score)
+            run.improvements.append((run.epochs, score))
+            if run.epochs_to_target is None and gain(score) >= gain(self._limits.target):
+                run.epochs_to_target, run.time_to_target = run.epochs, now
+
+
+def simulate(side: Side, surrogate: Surrogate, task: Task, limits: Limits) -> Run:
+    """Run a sweep in simulated time.
+
+    Trials whose epochs end at the same time report in the order in which they were started.
+    """
+    return _Simulation(side, surrogate, task, limits).run()
