@@ -6,7 +6,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "PromotionASHA",
     "StoppingASHA",
     "make_rungs",
+    "rung_at",
 ]
 
 
@@ -192,7 +193,7 @@ class ASHA(EpochScheduler):
 
     def _enter(self, trial_id: str, epoch: int, gain: float) -> int | None:
         """Record the gain at the rung that the epoch reaches; None: it reaches none."""
-        rung = max((milestone for milestone in self.rungs if milestone <= epoch), default=None)
+        rung = rung_at(self.rungs, epoch)
         if rung is None or self._reached_at.setdefault((rung, trial_id), epoch) != epoch:
             return None
         # An epoch that is trained again, after its process had died, replaces what was there.
@@ -380,3 +381,8 @@ def make_rungs(grace_epochs: int, max_epochs: int, reduction_factor: float) -> l
         rungs.append(round(rung))
         rung *= reduction_factor
     return sorted(set(rungs))
+
+
+def rung_at(rungs: Iterable[int], epoch: int) -> int | None:
+    """The highest rung that an epoch has reached; None: it has reached none."""
+    return max((rung for rung in rungs if rung <= epoch), default=None)

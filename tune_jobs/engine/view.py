@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.reasons import Failure, Reason
 from tune_jobs.engine.record import failure_in, reason_of
+from tune_jobs.engine.scheduler import rung_at
 
 __all__ = ["View", "has_crashed", "reseed"]
 
@@ -89,7 +90,7 @@ class View:
         self._level = [0, *self._rungs][: FIRST_RUNG + 2][-1]
         self._num_params = 0
         self._seen: list[_Seen] = []  # by number
-        self._numbers: dict[str | None, int] = {}
+        self._numbers: dict[str, int] = {}
         self._unfinished: set[int] = set()
         self._num_at = Counter[int]()  # rung -> how many have reached it
 
@@ -183,7 +184,7 @@ class View:
         """Take in values at rungs: of the first epoch that is not before the rung."""
         at_rungs = self._seen[number].at_rungs
         for epoch, value in curve.items():
-            rung = max((rung for rung in self._rungs if rung <= epoch), default=None)
+            rung = rung_at(self._rungs, epoch)
             if rung is None or epoch > at_rungs.get(rung, (epoch, value))[0]:
                 continue
             self._num_at[rung] += rung not in at_rungs
