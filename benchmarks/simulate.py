@@ -1,14 +1,15 @@
 """How many epochs a sweep takes to find a config of the top 1 %: in simulated time, side by side.
 
-    python -m benchmarks.simulate --out simulated.json                  # the table; minutes
+    python -m benchmarks.simulate --out simulated.json                  # the table; half an hour
+    python -m benchmarks.simulate --out forest.json --model forest      # by another surrogate
     python -m benchmarks.simulate --out nan.json --nan-share 0.25       # a quarter diverges
     python -m benchmarks.simulate --out regret.json --to-the-end        # what is still to be gained
-    python -m benchmarks.simulate --data digits --sides ours "ours, factor 4"  # to choose settings
+    python -m benchmarks.simulate --part tuning --sides ours "ours, factor 4"  # to choose settings
 
 Searchers and schedulers are real, training is looked up: in a model that is fitted to recorded
-curves (`benchmarks/surrogate.py`). Settings are chosen on the curves of the digits, the table is
-made on MNIST's. Syne Tune takes part where it is installed. Runs that are in `--out` are not made
-again.
+curves (`benchmarks/surrogate.py`). Settings were chosen on the first half of MNIST's configs and on
+the digits, the table is made on the second half. Syne Tune takes part where it is installed. Runs
+that are in `--out` are not made again.
 """
 
 import json
@@ -44,10 +45,12 @@ class Args:
 
     data: Literal["mnist", "digits"] = "mnist"
     """Whose recorded curves."""
+    part: Literal["tuning", "test", "all"] = "test"
+    """Which of the configs: settings are chosen on tuning, the first half."""
     metric: Literal["val_acc", "val_loss"] = "val_acc"
     """What is optimised."""
-    model: Literal["forest", "gp"] = "forest"
-    """What is fitted to the curves; gp: a Gaussian process."""
+    model: Literal["forest", "gp"] = "gp"
+    """What is fitted to the curves; gp: a Gaussian process, with noise."""
     sides: tuple[str, ...] = (OURS, *PEERS)
     """Who is compared."""
     versus: str = OURS
@@ -102,7 +105,7 @@ class Simulator:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._args = args
         self._goal = GOALS[args.metric]
-        self._surrogate = Surrogate(*read_curves(args.data), self._goal, args.nan_share, args.model)
+        self._surrogate = make_surrogate(args)
         self._limits = Limits(
             target, args.max_total_epochs, args.to_the_end, args.speed_spread, args.recorded_lengths
         )
@@ -156,6 +159,15 @@ class RunFile:
         unfinished.rename(self._path)
 
 
+def make_surrogate(args: Args) -> Surrogate:
+    """What is fitted to the part of the configs that was asked for."""
+    configs, curves = read_curves(args.data)
+    half = len(configs) // 2
+    part = {"tuning": slice(half), "test": slice(half, None), "all": slice(None)}[args.part]
+    taken = {name: values[part] for name, values in curves.items()}
+    return Surrogate(configs[part], taken, GOALS[args.metric], args.nan_share, args.model)
+
+
 def draw_first(seed: int, num_first: int) -> list[dict[str, Any]]:
     """The random configs that all sides try first at a seed."""
     first = FIRST_INDEX + 1_000 * seed
@@ -164,7 +176,16 @@ def draw_first(seed: int, num_first: int) -> list[dict[str, Any]]:
 
 def settings_of(args: Args, target: float, best: float) -> dict[str, Any]:
     """What runs depend on besides side, slots and seed, as JSON has it."""
-    names = ["data", "metric", "model", "max_total_epochs", "to_the_end", "nan_share", "num_draws"]
+    names = [
+        "data",
+        "part",
+        "metric",
+        "model",
+        "max_total_epochs",
+        "to_the_end",
+        "nan_share",
+        "num_draws",
+    ]
     names += ["num_first", "speed_spread", "recorded_lengths"]
     curves = zlib.crc32((CURVES / f"{args.data}.csv.gz").read_bytes())
     chosen = {name: getattr(args, name) for name in names}
@@ -209,7 +230,7 @@ def _run_in_process(key: Key) -> Row:
 
 def main(args: Args) -> None:
     args, goal = check(args), GOALS[args.metric]
-    top = Surrogate(*read_curves(args.data), goal, args.nan_share, args.model).top(args.num_draws)
+    top = make_surrogate(args).top(args.num_draws)
     file = RunFile(args.out, settings_of(args, *top))
     seeds = range(args.first_seed, args.first_seed + args.num_seeds)
     keys = [Key(side, slots, seed) for slots in args.slots for seed in seeds for side in args.sides]
@@ -224,7 +245,7 @@ def main(args: Args) -> None:
         file.save()
     checkpoints = args.checkpoints if args.to_the_end else ()
     scale = Scale(goal, args.max_total_epochs, top.best, checkpoints)
-    print(f"{args.data}, {args.metric}, {args.model}: ", end="")
+    print(f"{args.data}, {args.part}, {args.metric}, {args.model}: ", end="")
     print(f"top 1 % from {top.target:.4f} on, best {top.best:.4f}\n")
     print(make_table([file.rows[key] for key in keys], args.versus, scale))
 

@@ -10,11 +10,12 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from ray.tune.experiment import Trial
 
-from benchmarks.simulated_peers import REDUCTION_FACTOR, SimulatedTrial, TuneSide
+from benchmarks.simulated_peers import SimulatedTrial, TuneSide
 from benchmarks.simulated_time import MakeSide, Side, Start, Task
 from tune_jobs.engine.record import Record
 from tune_jobs.engine.scheduler import PromotionASHA, StoppingASHA
 from tune_jobs.engine.search import StudySearch, convert_space
+from tune_jobs.engine.settings import LightningSettings
 from tune_jobs.mnist import SEARCH_SPACE
 
 __all__ = ["OURS", "VARIANTS", "OurSide", "make_ours"]
@@ -33,16 +34,12 @@ class OurSide(TuneSide):
         return super().start()
 
 
-def make_tpe() -> BaseSampler:
-    """What a sweep has where it is given no other."""
-    return TPESampler(constant_liar=True)
-
-
 def make_ours(
     task: Task,
     asha: Literal["promotion", "stopping"] = "promotion",
-    reduction_factor: float = REDUCTION_FACTOR,
-    make_sampler: Callable[[], BaseSampler] = make_tpe,
+    grace_epochs: int = 1,
+    reduction_factor: float = LightningSettings.reduction_factor,
+    sampler: Callable[[], BaseSampler] = TPESampler,
 ) -> Side:
     """The objects of a sweep as `tune_jobs/engine/sweep.py` wires them; the record is in memory."""
     goal = task.goal
@@ -51,13 +48,13 @@ def make_ours(
         record.enqueue(config)
     make_scheduler = PromotionASHA if asha == "promotion" else StoppingASHA
     scheduler: Any = make_scheduler(
-        goal, task.max_epochs, 1, reduction_factor, stop_at=None, record=record
+        goal, task.max_epochs, grace_epochs, reduction_factor, stop_at=None, record=record
     )
     search = StudySearch(
         convert_space(SEARCH_SPACE),
         goal,
         record,
-        make_sampler(),
+        sampler(),
         task.seed,
         scheduler.endings,
         rungs=scheduler.rungs,
@@ -70,6 +67,8 @@ def make_ours(
 VARIANTS: dict[str, MakeSide] = {
     OURS: make_ours,
     "ours, stopping": partial(make_ours, asha="stopping"),
-    "ours, random": partial(make_ours, make_sampler=RandomSampler),
+    "ours, random": partial(make_ours, sampler=RandomSampler),
+    "ours, factor 3": partial(make_ours, reduction_factor=3),
     "ours, factor 4": partial(make_ours, reduction_factor=4),
+    "ours, grace 2": partial(make_ours, grace_epochs=2),
 }

@@ -77,7 +77,7 @@ class TuneSide:
         return "stop"
 
 
-def make_tune_side(task: Task, is_random: bool) -> Side:
+def make_tune_side(task: Task, is_random: bool, reduction_factor: float = REDUCTION_FACTOR) -> Side:
     """Ray Tune's own OptunaSearch and ASHA."""
     goal = task.goal
     search = OptunaSearch(
@@ -92,7 +92,7 @@ def make_tune_side(task: Task, is_random: bool) -> Side:
         metric=goal.metric,
         mode=goal.mode,
         max_t=task.max_epochs,
-        reduction_factor=REDUCTION_FACTOR,
+        reduction_factor=reduction_factor,
     )
     return TuneSide(search, scheduler, goal.metric)
 
@@ -201,6 +201,7 @@ def _syne_tune(name: str) -> Callable[[Task], Side]:
 
 PEERS: dict[str, MakeSide] = {
     "random + ASHA": lambda task: make_tune_side(task, is_random=True),
+    "random + ASHA, factor 2": lambda task: make_tune_side(task, True, reduction_factor=2),
     "OptunaSearch + ASHA": lambda task: make_tune_side(task, is_random=False),
     "Optuna + SuccessiveHalving": make_halving_side,
     "Optuna + Hyperband": make_hyperband_side,

@@ -165,10 +165,10 @@ class _Simulation:
             heapq.heappush(self._running, (now + trial.epoch_length, start.number))
 
     def _begin(self, start: Start) -> _Trial:
-        curve = self._surrogate.curve(start.config)
-        # From the seed and the number alone, so that all sides meet the same slow trials.
+        # From the seed and the number alone, so that all sides meet the same slow trials, and luck.
         rng = np.random.default_rng([self._task.seed, start.number])
         length = float(rng.lognormal(0.0, self._limits.speed_spread))
+        curve = self._surrogate.curve(start.config, rng)
         self._run.num_trials += 1
         return _Trial(curve, length * (curve.epoch_length if self._limits.heeds_lengths else 1.0))
 

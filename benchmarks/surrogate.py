@@ -1,11 +1,13 @@
 """Curves for every config of the space, from those that were recorded: `Surrogate`.
 
-What is lost is the noise between one training of a config and another: here a config has one curve.
 Two models are to be had, a forest and a Gaussian process; `benchmarks/surrogate_error.py` tells how
 near they come to configs that they have not seen.
 
 The forest returns recorded curves as they are, and mixes them between: its best are two dozen
-islands, each around one config whose training was lucky. The process takes luck for noise.
+islands, each around one config whose training was lucky, and who finds one is lucky each time. The
+process takes luck for noise, and gives each training its own: by how much one of the recorded
+curves, drawn at random, is off the process's. That counts among the best, whose scores differ by
+less than those of two trainings.
 """
 
 import zlib
@@ -70,27 +72,34 @@ class Surrogate:
         recorded: dict[str, Floats],
         goal: Goal,
         nan_share: float = 0.0,
-        model: Literal["forest", "gp"] = "forest",
+        model: Literal["forest", "gp"] = "gp",
     ) -> None:
         self._goal = goal
         self._nan_share = nan_share
         scores, seconds = recorded[goal.metric], recorded["seconds"].mean(axis=1, keepdims=True)
         self.max_epochs: int = scores.shape[1]
         outputs = np.hstack([self._to_log(scores), np.log(seconds / seconds.mean())])
-        self._model: Model = MODELS[model](_encode_all(configs), outputs)
+        inputs = _encode_all(configs)
+        self._model: Model = MODELS[model](inputs, outputs)
+        self._noise = outputs[:, :-1] - self._model.predict_all(inputs)[:, :-1]  # (N, epochs)
 
-    def curve(self, config: dict[str, Any]) -> Curve:
-        """What training a config shows; its scores are NaN if it diverges."""
+    def curve(self, config: dict[str, Any], rng: np.random.Generator) -> Curve:
+        """What training a config shows once; its scores are NaN if it diverges."""
         outputs = self._model.predict(encode(config))
-        scores = self._from_log(outputs[:-1])
+        scores = self._from_log(outputs[:-1] + rng.choice(self._noise))
         if diverges(config, self._nan_share):
             scores = np.full_like(scores, np.nan)
         return Curve(scores, float(np.exp(outputs[-1])))
 
+    def expect(self, configs: list[dict[str, Any]]) -> Floats:
+        """Scores without noise, shape (N, epochs)."""
+        return self._from_log(self._model.predict_all(_encode_all(configs))[:, :-1])
+
     def top(self, num_draws: int) -> Top:
         """The best of the space, judged by configs that are drawn as random search draws them."""
         configs = draw_space(num_draws)
-        scores = self._from_log(self._model.predict_all(_encode_all(configs))[:, :-1])
+        noise = np.random.default_rng(0).choice(self._noise, num_draws)
+        scores = self._from_log(self._model.predict_all(_encode_all(configs))[:, :-1] + noise)
         gains = best_gains(scores, self._goal)
         gains[[diverges(config, self._nan_share) for config in configs]] = -np.inf
         to_score = self._goal.gain  # its own inverse

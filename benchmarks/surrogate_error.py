@@ -39,7 +39,7 @@ def predict_unseen(args: Args, model: Literal["forest", "gp"]) -> Floats:
     for seen, unseen in KFold(args.num_parts, shuffle=True, random_state=0).split(configs):
         known = {name: curves[seen] for name, curves in recorded.items()}
         surrogate = Surrogate([configs[i] for i in seen], known, GOALS[args.metric], model=model)
-        predicted[unseen] = [surrogate.curve(configs[i]).scores for i in unseen]
+        predicted[unseen] = surrogate.expect([configs[i] for i in unseen])
     return predicted
 
 

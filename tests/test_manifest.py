@@ -50,7 +50,7 @@ def test_same_sweep_may_go_on_with_more_trials_and_another_budget() -> None:
         ({"seed": 7}, "its seed is 0, not 7"),
         ({"max_epochs": 20}, "its max_epochs is 10, not 20"),
         ({"asha": "stopping"}, "its asha is promotion, not stopping"),
-        ({"reduction_factor": 4.0}, "its reduction_factor is 3.0, not 4.0"),
+        ({"reduction_factor": 4.0}, "its reduction_factor is 2.0, not 4.0"),
     ],
 )
 def test_another_sweep_is_refused_and_the_difference_named(

@@ -121,7 +121,7 @@ class Slots:
 
 
 def make_asha(max_epochs: int, mode: str = "max", **kwargs: Any) -> PromotionASHA:
-    return PromotionASHA(Goal("score", mode), max_epochs, **kwargs)
+    return PromotionASHA(Goal("score", mode), max_epochs, **{"reduction_factor": 3, **kwargs})
 
 
 def constant(scores: list[float], max_epochs: int) -> dict[str, list[float]]:

@@ -117,7 +117,7 @@ def test_nan_at_the_last_epoch_is_no_completed_trial(kind: type[ASHA]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_asha_ignores_lower_rungs_when_results_skip_a_milestone(kind: type[ASHA]) -> None:
-    asha = kind(Goal("score", "max"), max_epochs=27)
+    asha = kind(Goal("score", "max"), max_epochs=27, reduction_factor=3)
     late, early = add(asha, "late", "early")
     for epoch in (3, 4, 5):
         assert report(asha, late, epoch, 0.9) != STOP
@@ -137,7 +137,7 @@ def test_stock_asha_poisons_lower_rungs_when_results_skip_a_milestone() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_asha_records_a_trial_once_at_each_rung(kind: type[ASHA]) -> None:
-    asha = kind(Goal("score", "max"), max_epochs=27)
+    asha = kind(Goal("score", "max"), max_epochs=27, reduction_factor=3)
     (trial,) = add(asha, "t")
     for epoch in range(1, 10):
         report(asha, trial, epoch, epoch / 10)
@@ -197,7 +197,7 @@ def test_trial_ends_at_its_last_epoch(kind: type[EpochScheduler]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_trial_at_its_last_epoch_is_complete_even_if_it_loses_its_rung(kind: type[ASHA]) -> None:
-    asha = kind(Goal("score", "max"), max_epochs=3)
+    asha = kind(Goal("score", "max"), max_epochs=3, reduction_factor=3)
     best, worst = add(asha, "best", "worst")
     report(asha, best, 3, 0.9)
     assert report(asha, worst, 3, 0.1) == STOP
@@ -270,7 +270,7 @@ def test_rungs_are_rebuilt_from_the_curves_whatever_their_order(kind: type[ASHA]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_epoch_that_is_trained_again_replaces_what_its_rung_held(kind: type[ASHA]) -> None:
-    asha = kind(Goal("score", "max"), max_epochs=9)
+    asha = kind(Goal("score", "max"), max_epochs=9, reduction_factor=3)
     (trial,) = add(asha, "t")
     for epoch, score in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)):
         report(asha, trial, epoch, score)

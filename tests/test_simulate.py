@@ -18,6 +18,7 @@ from tune_jobs.engine.goal import Goal
 
 GOAL = Goal("val_acc", "max")
 UNREACHABLE = 2.0
+RNG = np.random.default_rng(0)
 
 
 class RisingCurves:
@@ -25,7 +26,7 @@ class RisingCurves:
 
     max_epochs = 3
 
-    def curve(self, config: dict[str, Any]) -> Curve:
+    def curve(self, config: dict[str, Any], rng: np.random.Generator) -> Curve:
         return Curve(config["x"] + np.arange(1, 4) / 100, config.get("length", 1.0))
 
 
@@ -57,7 +58,7 @@ def run_scripted(side: Any, num_slots: int = 1, **limits: Any) -> Run:
 
 
 def run_side(side: str, **args: Any) -> Run:
-    small = Args(data="digits", max_total_epochs=120, **args)
+    small = Args(data="digits", model="forest", max_total_epochs=120, **args)
     return Simulator(small, UNREACHABLE).run(Key(side, 4, 0)).run
 
 
@@ -71,17 +72,27 @@ def test_model_predicts_one_row_as_scikit_learn_does(make_model: Any) -> None:
     np.testing.assert_allclose(one_by_one[:, 0], rows.sum(axis=1), atol=0.5)
 
 
-def test_recorded_config_has_the_curve_that_was_recorded() -> None:
+def test_forest_has_the_curves_that_were_recorded() -> None:
     configs, recorded = read_curves("digits")
-    surrogate = Surrogate(*read_curves("digits"), GOAL)
-    np.testing.assert_allclose(surrogate.curve(configs[7]).scores, recorded["val_acc"][7])
+    surrogate = Surrogate(configs, recorded, GOAL, model="forest")
+    np.testing.assert_allclose(surrogate.curve(configs[7], RNG).scores, recorded["val_acc"][7])
+
+
+def test_each_training_of_a_config_has_the_noise_of_a_recorded_one() -> None:
+    configs, recorded = read_curves("digits")
+    surrogate = Surrogate(configs, recorded, GOAL)
+    curves = np.stack([surrogate.curve(configs[7], RNG).scores for _ in range(400)])
+    expected = surrogate.expect(configs)
+    np.testing.assert_allclose(np.median(curves, axis=0), expected[7], atol=0.005)
+    off = (recorded["val_acc"] - expected)[np.abs(expected[:, -1] - expected[7, -1]) < 0.005]
+    assert curves.std(axis=0).mean() == pytest.approx(off.std(axis=0).mean(), rel=0.5)
 
 
 @pytest.mark.parametrize("goal", [GOAL, Goal("val_loss", "min")])
 def test_target_is_what_one_config_in_a_hundred_reaches(goal: Goal) -> None:
-    surrogate = Surrogate(*read_curves("digits"), goal)
+    surrogate = Surrogate(*read_curves("digits"), goal, model="forest")
     top = surrogate.top(num_draws=300)
-    curves = [surrogate.curve(config).scores for config in draw_space(300)]
+    curves = [surrogate.curve(config, RNG).scores for config in draw_space(300)]
     reached = [any(goal.gain(s) >= goal.gain(top.target) for s in curve) for curve in curves]
     assert sum(reached) == 3
     assert goal.gain(top.best) == pytest.approx(max(goal.gain(s) for c in curves for s in c))
@@ -98,7 +109,7 @@ def test_share_of_the_space_diverges_where_learning_rates_are_high() -> None:
 def test_diverging_config_reports_nan_and_is_not_among_the_top() -> None:
     surrogate = Surrogate(*read_curves("digits"), GOAL, nan_share=0.25)
     config = next(config for config in draw_space(100) if diverges(config, 0.25))
-    assert np.isnan(surrogate.curve(config).scores).all()
+    assert np.isnan(surrogate.curve(config, RNG).scores).all()
     assert surrogate.top(1_000).target < Surrogate(*read_curves("digits"), GOAL).top(1_000).target
 
 

@@ -20,9 +20,9 @@ COMPLETE, FAIL, PRUNED, RUNNING = (
     TrialState.RUNNING,
 )
 SPACE = {"x": FloatDistribution(0, 1), "y": FloatDistribution(1e-4, 1, log=True)}
-RUNGS = (1, 2, 3, 9, 27)  # the third is the first to be shown
-EPOCHS = (3, 4, 9, 10, 11, 12, 13, 14, 27)  # those that are reported
-NUM_ENOUGH = 2 * len(SPACE)
+RUNGS = (1, 2, 8, 16, 32)  # those from 8 on are shown
+EPOCHS = (8, 9, 16, 17, 18, 19, 20, 21, 32)  # those that are reported
+NUM_ENOUGH = 3 * len(SPACE)
 
 
 def whole(*curve: float) -> dict[int, float]:
@@ -66,31 +66,31 @@ def test_running_trial_is_shown_with_its_value_at_the_rung() -> None:
 
 def test_paused_trial_is_shown_at_its_rung_and_left_out_above_it() -> None:
     shown = Shown()
-    names = "abcdefg"
+    names = "abcdefghi"
     shown.start(*names)
     for number, name in enumerate(names):
         shown.report(name, number / 10)
     shown.waiting.update(names)
-    assert shown.states() == [(COMPLETE, number / 10) for number in range(7)]
+    assert shown.states() == [(COMPLETE, number / 10) for number in range(9)]
     for name in names[:NUM_ENOUGH]:
         shown.report(name, 0.0, 0.0, 0.9)
     above = [(COMPLETE, 0.9)] * NUM_ENOUGH
     assert shown.states() == [*above, *[(FAIL, None)] * 3]
-    shown.waiting.discard("g")  # it is promoted: on its way, the liar counts it as bad
+    shown.waiting.discard("i")  # it is promoted: on its way, the liar counts it as bad
     assert shown.states() == [*above, *[(FAIL, None)] * 2, (RUNNING, None)]
 
 
 def test_rung_is_not_trusted_before_enough_trials_have_reached_it() -> None:
     shown = Shown()
-    names = "abcdef"
+    names = "abcdefgh"
     shown.start(*names)
     for name in names:
-        shown.end(name, PRUNED, 0.1) if name in "ef" else shown.report(name, 0.1)
+        shown.end(name, PRUNED, 0.1) if name in "gh" else shown.report(name, 0.1)
     for name in names[: NUM_ENOUGH - 1]:
         shown.report(name, 0.1, 0.2, 0.3)
-    assert [value for _, value in shown.states()] == [0.1] * 6
+    assert [value for _, value in shown.states()] == [0.1] * 8
     shown.report(names[NUM_ENOUGH - 1], 0.1, 0.2, 0.4)
-    assert [value for _, value in shown.states()] == [0.3, 0.3, 0.3, 0.4, None, None]
+    assert [value for _, value in shown.states()] == [*[0.3] * 5, 0.4, None, None]
 
 
 def test_more_slots_ask_for_more_values() -> None:
@@ -131,13 +131,13 @@ def test_trial_that_ended_at_once_is_the_worst_too() -> None:
 def test_epoch_that_skips_a_rung_counts_for_the_one_it_has_reached() -> None:
     shown = Shown()
     shown.start("a")
-    shown.view.report("a", 10, 0.4)
-    shown.view.report("a", 11, 0.5)
-    assert shown.states() == [(RUNNING, None)]  # none at the third rung
-    assert shown.view._seen[0].at_rungs == {9: (10, 0.4)}
+    shown.view.report("a", 17, 0.4)
+    shown.view.report("a", 18, 0.5)
+    assert shown.states() == [(RUNNING, None)]  # none at the eighth
+    assert shown.view._seen[0].at_rungs == {16: (17, 0.4)}
 
 
-def test_rungs_below_the_third_are_not_shown() -> None:
+def test_rungs_before_the_eighth_epoch_are_not_shown() -> None:
     shown = Shown(rungs=(1, 3, 9))
     shown.start("a", "b")
     shown.view.report("a", 1, 0.1)
@@ -146,7 +146,7 @@ def test_rungs_below_the_third_are_not_shown() -> None:
 
 
 @pytest.mark.parametrize("rungs", [(1,), (1, 3)])
-def test_of_fewer_than_three_rungs_the_last_is_shown(rungs: tuple[int, ...]) -> None:
+def test_where_all_rungs_are_before_it_the_last_is_shown(rungs: tuple[int, ...]) -> None:
     shown = Shown(rungs=rungs)
     shown.start("a")
     shown.view.report("a", rungs[-1], 0.1)
@@ -168,7 +168,7 @@ def test_view_without_rungs_shows_trials_as_they_ended() -> None:
     shown.end("a", COMPLETE, 0.1, 0.5)
     shown.end("b", PRUNED, 0.1, 0.2)
     assert shown.states() == [(COMPLETE, 0.5), (PRUNED, 0.2), (RUNNING, None)]
-    assert shown.view.study.get_trials()[1].intermediate_values == {3: 0.1, 4: 0.2}
+    assert shown.view.study.get_trials()[1].intermediate_values == {8: 0.1, 9: 0.2}
 
 
 def recorded(shown: Shown, name: str, curve: dict[int, float], state: TrialState) -> FrozenTrial:
@@ -210,9 +210,9 @@ def test_trials_of_another_sweep_are_shown_at_the_rung_too() -> None:
     shown, other = Shown(), Shown()
     other.start("a", "b", "c")
     for name, curve, state in (
-        ("a", {3: 0.2, 9: 0.6}, PRUNED),
+        ("a", {8: 0.2, 16: 0.6}, PRUNED),
         ("b", {}, PRUNED),  # it crashed
-        ("c", {4: 0.3, 10: 0.9}, COMPLETE),
+        ("c", {9: 0.3, 17: 0.9}, COMPLETE),
     ):
         shown.view.add(recorded(other, name, curve, state) if curve else crash(other, name))
     assert shown.states() == [(COMPLETE, 0.2), (PRUNED, None), (COMPLETE, 0.3)]

@@ -169,7 +169,7 @@ class ASHA(EpochScheduler):
         goal: Goal,
         max_epochs: int,
         grace_epochs: int = 1,
-        reduction_factor: float = 3,
+        reduction_factor: float = 2,
         stop_at: float | None = None,
         record: Ledger | None = None,
     ) -> None:
@@ -237,7 +237,7 @@ class PromotionASHA(ASHA):
         goal: Goal,
         max_epochs: int,
         grace_epochs: int = 1,
-        reduction_factor: float = 3,
+        reduction_factor: float = 2,
         stop_at: float | None = None,
         record: Ledger | None = None,
         on_pause: Callable[[str], None] = lambda trial_id: None,

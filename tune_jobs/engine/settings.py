@@ -107,7 +107,7 @@ class LightningSettings(Settings):
     stopping: a trial that reaches a rung goes on at once if it is among the best 1 in
     reduction-factor of those that were there before it, else it ends for good. Nothing is paused.
     The first trials go on because they are first, whatever they are worth."""
-    reduction_factor: float = 3.0
+    reduction_factor: float = 2.0
     """ASHA lets the best 1 in this many trials go on at each rung; above 1."""
     data: Literal["auto", "mnist", "digits"] = "auto"
     """Data set; auto: MNIST from data-dir or the network, else scikit-learn's digits."""
@@ -125,7 +125,7 @@ class LightningSettings(Settings):
         if not self.reduction_factor > 1 or math.isinf(self.reduction_factor):
             raise SettingsError(
                 f"reduction_factor must be above 1 and finite, got {self.reduction_factor:g}; "
-                "3 keeps the best third at each rung."
+                "2 keeps the better half at each rung."
             )
 
 

@@ -121,7 +121,7 @@ def run_sweep(
             trainable = _make_lightning_trainable(recipe, goal, settings, resources, data)
             # While the trials do the same: the winner is tested in this process.
             _import_in_background("pytorch_lightning")
-        driver = _Driver(sweep, record, search_space, sampler or TPESampler(constant_liar=True))
+        driver = _Driver(sweep, record, search_space, sampler or TPESampler())
         grid = driver.run(trainable, resources, watch)
         return collect_results(
             settings,

@@ -1,0 +1,87 @@
+"""How long a suggestion takes in a sweep of 10 000 trials.
+
+    python -m benchmarks.suggest_cost                  # minutes
+    python -m benchmarks.suggest_cost --side "ours, stopping"
+
+In simulated time, with the project's own searcher, scheduler and view. What is timed is all that a
+free slot waits for: whether a paused trial may go on, the view, the sampler, the record.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import optuna
+import tyro
+
+from benchmarks.record_curves import read_curves
+from benchmarks.simulate import GOALS, draw_first
+from benchmarks.simulated_ours import OURS, VARIANTS
+from benchmarks.simulated_time import Decision, Limits, Side, Start, Task, simulate
+from benchmarks.surrogate import Surrogate
+
+
+@dataclass(frozen=True)
+class Args:
+    """Time suggestions."""
+
+    side: str = OURS
+    """Who suggests."""
+    num_trials: int = 10_000
+    """Trials."""
+    num_slots: int = 16
+    """Trials side by side."""
+    num_parts: int = 10
+    """Parts of the sweep of which times are shown, each in a line."""
+
+
+class TimedSide:
+    """A side whose suggestions are timed; it ends the sweep when all trials have been started.
+
+    Args:
+        side: The side.
+        num_trials: Trials.
+
+    Attributes:
+        took: Milliseconds of each suggestion.
+    """
+
+    def __init__(self, side: Side, num_trials: int) -> None:
+        self._side = side
+        self._num_trials = num_trials
+        self.took: list[float] = []
+
+    def start(self) -> Start | None:
+        if len(self.took) == self._num_trials:
+            return None
+        started = time.perf_counter()
+        start = self._side.start()
+        if start is not None and start.number == len(self.took):
+            self.took.append(1_000 * (time.perf_counter() - started))
+        return start
+
+    def report(self, number: int, epoch: int, score: float) -> Decision:
+        return self._side.report(number, epoch, score)
+
+
+def main(args: Args) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    goal = GOALS["val_acc"]
+    surrogate = Surrogate(*read_curves("mnist"), goal, model="forest")  # the quicker one
+    task = Task(goal, surrogate.max_epochs, args.num_slots, 0, draw_first(0, 10))
+    side = TimedSide(VARIANTS[args.side](task), args.num_trials)
+    limits = Limits(goal.gain(float("inf")), max_total_epochs=1_000 * args.num_trials)
+    simulate(side, surrogate, task, limits)
+    size = args.num_trials // args.num_parts
+    print("| trials | median ms | 99th in a hundred | longest |\n| ---: | ---: | ---: | ---: |")
+    for first in range(0, len(side.took), size):
+        part = sorted(side.took[first : first + size])
+        quantile = part[int(0.99 * len(part))]
+        print(
+            f"| {first:,} to {first + len(part):,} | {statistics.median(part):.1f} "
+            f"| {quantile:.1f} | {part[-1]:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
