@@ -248,6 +248,7 @@ def test_stock_counts_validations_keeps_every_checkpoint_and_ours_counts_epochs_
         LightningSettings(
             num_trials=1,
             max_epochs=8,
+            grace_epochs=8,  # it trains without a pause
             gpus_per_trial=0,
             storage_path=str(tmp_path),
             name="ours",
