@@ -176,17 +176,8 @@ def draw_first(seed: int, num_first: int) -> list[dict[str, Any]]:
 
 def settings_of(args: Args, target: float, best: float) -> dict[str, Any]:
     """What runs depend on besides side, slots and seed, as JSON has it."""
-    names = [
-        "data",
-        "part",
-        "metric",
-        "model",
-        "max_total_epochs",
-        "to_the_end",
-        "nan_share",
-        "num_draws",
-    ]
-    names += ["num_first", "speed_spread", "recorded_lengths"]
+    names = ["data", "part", "metric", "model", "nan_share", "num_draws", "num_first"]
+    names += ["max_total_epochs", "to_the_end", "speed_spread", "recorded_lengths"]
     curves = zlib.crc32((CURVES / f"{args.data}.csv.gz").read_bytes())
     chosen = {name: getattr(args, name) for name in names}
     return {**chosen, "curves": f"{curves:08x}", "target": target, "best": best}

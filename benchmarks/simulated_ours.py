@@ -63,7 +63,7 @@ def make_ours(
     return OurSide(search, scheduler, goal.metric)
 
 
-# To compare: `python -m benchmarks.simulate --data digits --sides "ours" "ours, factor 4"`.
+# To compare: `python -m benchmarks.simulate --part tuning --sides ours "ours, factor 4"`.
 VARIANTS: dict[str, MakeSide] = {
     OURS: make_ours,
     "ours, stopping": partial(make_ours, asha="stopping"),

@@ -201,7 +201,9 @@ def _syne_tune(name: str) -> Callable[[Task], Side]:
 
 PEERS: dict[str, MakeSide] = {
     "random + ASHA": lambda task: make_tune_side(task, is_random=True),
-    "random + ASHA, factor 2": lambda task: make_tune_side(task, True, reduction_factor=2),
+    "random + ASHA, factor 2": lambda task: make_tune_side(
+        task, is_random=True, reduction_factor=2
+    ),
     "OptunaSearch + ASHA": lambda task: make_tune_side(task, is_random=False),
     "Optuna + SuccessiveHalving": make_halving_side,
     "Optuna + Hyperband": make_hyperband_side,

@@ -79,9 +79,8 @@ class Surrogate:
         scores, seconds = recorded[goal.metric], recorded["seconds"].mean(axis=1, keepdims=True)
         self.max_epochs: int = scores.shape[1]
         outputs = np.hstack([self._to_log(scores), np.log(seconds / seconds.mean())])
-        inputs = _encode_all(configs)
-        self._model: Model = MODELS[model](inputs, outputs)
-        self._noise = outputs[:, :-1] - self._model.predict_all(inputs)[:, :-1]  # (N, epochs)
+        self._model: Model = MODELS[model](_encode_all(configs), outputs)
+        self._noise = outputs[:, :-1] - self._expect_log(configs)  # (N, epochs)
 
     def curve(self, config: dict[str, Any], rng: np.random.Generator) -> Curve:
         """What training a config shows once; its scores are NaN if it diverges."""
@@ -93,17 +92,21 @@ class Surrogate:
 
     def expect(self, configs: list[dict[str, Any]]) -> Floats:
         """Scores without noise, shape (N, epochs)."""
-        return self._from_log(self._model.predict_all(_encode_all(configs))[:, :-1])
+        return self._from_log(self._expect_log(configs))
 
     def top(self, num_draws: int) -> Top:
         """The best of the space, judged by configs that are drawn as random search draws them."""
         configs = draw_space(num_draws)
         noise = np.random.default_rng(0).choice(self._noise, num_draws)
-        scores = self._from_log(self._model.predict_all(_encode_all(configs))[:, :-1] + noise)
+        scores = self._from_log(self._expect_log(configs) + noise)
         gains = best_gains(scores, self._goal)
         gains[[diverges(config, self._nan_share) for config in configs]] = -np.inf
         to_score = self._goal.gain  # its own inverse
         return Top(to_score(float(np.quantile(gains, 0.99))), to_score(float(gains.max())))
+
+    def _expect_log(self, configs: list[dict[str, Any]]) -> Floats:
+        """What is modelled of their scores, shape (N, epochs)."""
+        return self._model.predict_all(_encode_all(configs))[:, :-1]
 
     def _to_log(self, scores: Floats) -> Floats:
         """Accuracies as logarithms of errors, losses as logarithms."""
