@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +15,17 @@ from tune_jobs.engine.ending import MAX_FAILURES_WITHOUT_SUCCESS, SweepStopper
 from tune_jobs.engine.goal import Goal
 from tune_jobs.engine.reasons import CheckpointError, Reason
 from tune_jobs.engine.record import Record
-from tune_jobs.engine.scheduler import EpochScheduler
+from tune_jobs.engine.scheduler import EpochScheduler, PromotionASHA
 
 GOAL = Goal("score", "max")
 
 
 def make_stopper(
-    folder: Path, num_complete: int = 0, lost: Event | None = None, budget: float | None = None
+    folder: Path,
+    num_complete: int = 0,
+    lost: Event | None = None,
+    budget: float | None = None,
+    scheduler: EpochScheduler | None = None,
 ) -> SweepStopper:
     record = Record.create(folder, "s", GOAL, Event())
     for number in range(num_complete):
@@ -31,7 +36,7 @@ def make_stopper(
         )
         record.start(str(number), asked)
         record.end(str(number), TrialState.COMPLETE, "last epoch", 0.5)
-    return SweepStopper(EpochScheduler(GOAL), record, lost or Event(), budget)
+    return SweepStopper(scheduler or EpochScheduler(GOAL), record, lost or Event(), budget)
 
 
 def fail(stopper: SweepStopper, folder: Path, error: Exception) -> None:
@@ -60,6 +65,17 @@ def test_nothing_but_failures_end_it(tmp_path: Path) -> None:
 
 def test_failures_do_not_end_a_sweep_in_which_trials_had_succeeded_before(tmp_path: Path) -> None:
     stopper = make_stopper(tmp_path, num_complete=1)
+    for _ in range(MAX_FAILURES_WITHOUT_SUCCESS):
+        fail(stopper, tmp_path, ArithmeticError())
+    assert stopper.reason is None
+
+
+def test_failures_do_not_end_a_sweep_in_which_trials_are_paused(tmp_path: Path) -> None:
+    asha = PromotionASHA(GOAL, max_epochs=9)
+    stopper = make_stopper(tmp_path, scheduler=asha)
+    asha.replay("a", {1: 0.5})
+    paused: Any = SimpleNamespace(trial_id="a", status="PAUSED")
+    asha.on_trial_add(None, paused)
     for _ in range(MAX_FAILURES_WITHOUT_SUCCESS):
         fail(stopper, tmp_path, ArithmeticError())
     assert stopper.reason is None

@@ -303,6 +303,26 @@ def test_score_that_is_good_enough_ends_the_trials_that_wait() -> None:
     assert asha.endings.reasons == {"a": "asha", "b": "asha", "c": "stop_at"}
 
 
+def test_trial_that_ends_itself_at_a_rung_is_not_paused_there() -> None:
+    ledger = Ledger()
+    asha = make_asha(9, record=ledger)
+    trial = FakeTrial("a", Trial.RUNNING)
+    asha.on_trial_add(None, trial)
+    result = {"epoch": 1, "score": 0.5, "ends_itself": True}
+    assert asha.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE
+    assert not asha.has_to_wait("a")  # for one that is gone on with, too
+    assert ledger.promotions == [("a", 1)]
+
+
+def test_trial_that_had_ended_by_itself_is_remembered_as_complete() -> None:
+    asha = make_asha(9)
+    asha.replay("a", {1: 0.5, 2: 0.5}, is_complete=True)
+    for trial_id in "bc":
+        asha.replay(trial_id, {1: 0.4})
+        asha.on_trial_add(None, FakeTrial(trial_id, Trial.PAUSED))
+    assert not asha.promote(is_last=True)
+
+
 def test_of_equals_those_that_were_started_first_go_on() -> None:
     ledger = Ledger()
     slots = Slots(make_asha(3, record=ledger), constant([0.5] * 9, 3), num_slots=3)

@@ -97,7 +97,7 @@ def test_define_by_run_space_learns_from_what_it_could_have_asked_for(tmp_path: 
     make_other(tmp_path / "agrees", space=other)
     assert len(read_others("agrees", GOAL, convert_space(branching), str(tmp_path))) == 4
     make_other(tmp_path / "differs")
-    with pytest.raises(SettingsError, match="none of the 4 finished trials"):
+    with pytest.raises(SettingsError, match="none of the 4 trials"):
         read_others("differs", GOAL, convert_space(branching), str(tmp_path))
 
 
@@ -240,6 +240,16 @@ def test_sampler_is_shown_the_finished_trials_of_another_sweep_and_the_study_is_
     assert opened.study.best_value == 0.1
 
 
+def test_trials_that_the_other_sweep_has_left_paused_are_learnt_from(tmp_path: Path) -> None:
+    other = make_other(tmp_path / "other")
+    record = Record.open(tmp_path / "other", Event())
+    (running,) = record.running()
+    record.report("4", 0.7, {"epoch": 1, "score": 0.7}, None)
+    *_, left = others_of(read_others(other, GOAL, SEARCH_SPACE, str(tmp_path)))
+    assert left.params == running.params
+    assert (left.state.name, left.intermediate_values) == ("PRUNED", {1: 0.7})
+
+
 def test_other_sweep_may_be_given_by_its_name(tmp_path: Path) -> None:
     make_other(tmp_path / "other")
     assert len(read_others("other", GOAL, SEARCH_SPACE, str(tmp_path))) == 4
@@ -260,7 +270,7 @@ def test_trials_are_taken_where_the_spaces_agree(
     upper = sorted(values)[2]
     narrow = convert_space({**SPACE, "x": tune.uniform(0, upper)})
     assert len(read_others("other", GOAL, narrow, str(tmp_path))) == 3
-    assert "Learning from 3 of the 4 finished trials" in capsys.readouterr().out
+    assert "Learning from 3 of the 4 trials" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -268,7 +278,7 @@ def test_trials_are_taken_where_the_spaces_agree(
     [
         (Goal("score", "min"), SPACE, r"optimises score \(max\), not score \(min\)"),
         (Goal("loss", "max"), SPACE, r"optimises score \(max\), not loss \(max\)"),
-        (GOAL, {"z": tune.uniform(0, 1)}, "none of the 4 finished trials"),
+        (GOAL, {"z": tune.uniform(0, 1)}, "none of the 4 trials"),
     ],
 )
 def test_other_sweep_that_cannot_be_learnt_from_is_refused(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,6 +165,19 @@ def test_help_exits_0_and_names_every_field(capsys: pytest.CaptureFixture[str]) 
     assert "a job of mine" in out
     for field in dataclasses.fields(LightningSettings):
         assert "--" + field.name.replace("_", "-") + " " in out
+
+
+def test_help_has_the_medians_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(LightningSettings, "a job", ["--help"])
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
+    section = readme.split("## How it decides")[1].split("\n## ")[0]
+    rows = re.findall(r"\| +(\d+) \|(.*)\| ", capsys.readouterr().out)
+    assert [slots for slots, _ in rows] == ["1", "4", "16", "64"]
+    for slots, shown in rows:
+        (explained,) = re.findall(rf"^\| {slots} \| (.*)\|$", section, re.MULTILINE)
+        for median, cell in zip(shown.split("|"), explained.split("|"), strict=True):
+            assert cell.strip().startswith(median.strip())
 
 
 def test_storage_of_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

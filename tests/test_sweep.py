@@ -11,6 +11,8 @@ from typing import Any
 import optuna
 import pytest
 import ray
+from optuna.trial import TrialState
+from pytorch_lightning.callbacks import EarlyStopping
 from ray import tune
 
 from tune_jobs.engine import (
@@ -334,6 +336,31 @@ def test_options_that_a_plain_function_cannot_use_are_refused(tmp_path: Path) ->
             trainer_kwargs={"precision": 16},
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_plain_function_cannot_be_paused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="keeps no checkpoint"):
+        run_sweep(
+            LightningSettings(storage_path=str(tmp_path)),
+            space={"x": tune.uniform(0, 1)},
+            metric="score",
+            mode="max",
+            objective=lambda config: 1.0,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_trial_that_early_stopping_ends_at_a_rung_is_complete_and_never_paused(
+    tmp_path: Path,
+) -> None:
+    stopping = EarlyStopping("score", patience=1, mode="min")  # the score rises: after two epochs
+    sweep = tune_module(tmp_path, max_epochs=8, trainer_kwargs={"callbacks": [stopping]})
+    complete = [trial for trial in sweep.study.trials if trial.state == TrialState.COMPLETE]
+    assert complete
+    for trial in complete:
+        assert list(trial.intermediate_values) == [1, 2]  # the second is a rung
+        assert trial.user_attrs["reason"] == "ended by itself"
+    assert all(len(trial.intermediate_values) <= 2 for trial in sweep.study.trials)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -128,12 +128,37 @@ def test_trial_that_ended_at_once_is_the_worst_too() -> None:
     assert shown.states() == [(PRUNED, None)]
 
 
+def test_trial_that_ended_by_itself_before_the_rung_is_shown_as_it_ended() -> None:
+    shown = Shown()
+    shown.start("a", "b", "c")
+    for name, state in (("a", COMPLETE), ("b", PRUNED)):
+        shown.view.report(name, 5, 0.4)
+        shown.view.end(name, state, 0.4, {5: 0.4}, False)
+    shown.view.end("c", PRUNED, None, {}, False)  # cut short before its first report
+    assert shown.states() == [(COMPLETE, 0.4), (FAIL, None), (FAIL, None)]
+
+
+def test_sampler_sees_the_parameters_of_a_trial_that_had_been_hidden() -> None:
+    sampler = TPESampler()
+    shown = Shown(sampler)
+    shown.start("a", "b")
+    shown.view.report("a", 1, 0.1)
+    shown.waiting.add("a")
+    shown.start("c")
+    assert shown.states()[0] == (FAIL, None)
+    assert not sampler._search_space.calculate(shown.view.study)
+    shown.waiting.clear()
+    shown.report("a", 0.5)
+    assert shown.states()[0] == (COMPLETE, 0.5)
+    assert sampler._search_space.calculate(shown.view.study).keys() == SPACE.keys()
+
+
 def test_epoch_that_skips_a_rung_counts_for_the_one_it_has_reached() -> None:
     shown = Shown()
     shown.start("a")
     shown.view.report("a", 17, 0.4)
     shown.view.report("a", 18, 0.5)
-    assert shown.states() == [(RUNNING, None)]  # none at the eighth
+    assert shown.states() == [(COMPLETE, 0.4)]
     assert shown.view._seen[0].at_rungs == {16: (17, 0.4)}
 
 

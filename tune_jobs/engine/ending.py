@@ -65,7 +65,8 @@ class SweepStopper(Transient, Stopper):
             return Reason.STORAGE
         if self._scheduler.reached:
             return Reason.OTHER_GOOD_ENOUGH
-        if self.watcher.is_hopeless:
+        # A trial that is paused has trained well; it is no success as yet.
+        if self.watcher.is_hopeless and self._scheduler.is_settled:
             return Reason.FAILURES
         if self._deadline is not None and time.monotonic() > self._deadline:
             return Reason.TIME_BUDGET

@@ -6,7 +6,10 @@ from typing import Any, Literal
 
 from tune_jobs.engine.settings import SettingsError
 
-__all__ = ["Goal", "epoch_of"]
+__all__ = ["ENDS_ITSELF", "Goal", "epoch_of"]
+
+# In the last result of a trial that a callback of its own ends, such as EarlyStopping.
+ENDS_ITSELF = "ends_itself"
 
 
 @dataclass(frozen=True)

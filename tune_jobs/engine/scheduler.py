@@ -4,6 +4,7 @@
 `PromotionASHA` lets every trial wait at its rung, and a free slot goes on with the best of them.
 """
 
+import bisect
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune_jobs.engine.goal import Goal, epoch_of
+from tune_jobs.engine.goal import ENDS_ITSELF, Goal, epoch_of
 from tune_jobs.engine.reasons import Endings, Reason, failure_of
 from tune_jobs.engine.transient import Transient
 
@@ -120,7 +121,11 @@ class EpochScheduler(Transient, FIFOScheduler):
         return None
 
     def replay(
-        self, trial_id: str, curve: Mapping[int, float], promoted_from: int | None = None
+        self,
+        trial_id: str,
+        curve: Mapping[int, float],
+        promoted_from: int | None = None,
+        is_complete: bool = False,
     ) -> None:
         """Take in what an earlier driver has recorded of a trial; nothing is decided again.
 
@@ -128,6 +133,7 @@ class EpochScheduler(Transient, FIFOScheduler):
             trial_id: Tune's id.
             curve: Epoch -> score.
             promoted_from: The last rung that it was promoted from; None: none.
+            is_complete: Whether it has ended by itself, or after its last epoch.
         """
         for epoch in sorted(curve):
             self._judge(trial_id, epoch, curve[epoch])
@@ -225,8 +231,8 @@ class PromotionASHA(ASHA):
     the rung; of equals who was started first. Ray's ASHA only stops (ray#32634, #44256, #4401).
 
     The paper's loop never ends. Here the last trials are promoted once no new one can come; and
-    when nothing runs and no trial has been trained to its end, the best one left is, so that the
-    last rung is not left empty by a sweep with too few trials.
+    when nothing runs and no trial has been trained to its end, the best one of the highest rung is,
+    so that the last rung is not left empty by a sweep with too few trials.
 
     Args:
         on_pause: Called with the id of each trial that has to wait.
@@ -247,6 +253,8 @@ class PromotionASHA(ASHA):
         self._order: dict[str, int] = {}  # id -> how many were started before
         self._rung_of: dict[str, int] = {}  # id -> the highest it has reached
         self._promoted_from: dict[str, int] = {}  # id -> the highest it was let go on from
+        # For each rung, the best first: minus the gain, how many were started before, id.
+        self._ranked: dict[int, list[tuple[float, int, str]]] = {rung: [] for rung in self.rungs}
         self._paused: dict[str, Trial] = {}
         self._pausing: list[Trial] = []  # those of them that Tune still saves
         self._resuming: list[Trial] = []  # promoted, and to be handed to Tune
@@ -277,8 +285,9 @@ class PromotionASHA(ASHA):
         if decision != TrialScheduler.CONTINUE or not self.has_to_wait(trial.trial_id):
             return decision
         self._paused[trial.trial_id] = trial
-        # Its slot is free now. To pause a trial and resume the same one would be a waste.
-        if self._find(self._reduction_factor) is trial:
+        # One that ends by itself here, by a callback, would have forgotten it when it goes on. And
+        # its slot is free now: to pause a trial and resume the same one would be a waste.
+        if result.get(ENDS_ITSELF) or self._find(self._reduction_factor) is trial:
             self._promote(trial)
             return decision
         self._pausing.append(trial)
@@ -314,10 +323,15 @@ class PromotionASHA(ASHA):
             trial.controller.stop_trial(trial)
 
     def replay(
-        self, trial_id: str, curve: Mapping[int, float], promoted_from: int | None = None
+        self,
+        trial_id: str,
+        curve: Mapping[int, float],
+        promoted_from: int | None = None,
+        is_complete: bool = False,
     ) -> None:
         self._order.setdefault(trial_id, len(self._order))
         super().replay(trial_id, curve)
+        self._any_complete |= is_complete
         if promoted_from is not None:
             self._promoted_from[trial_id] = promoted_from
 
@@ -344,19 +358,22 @@ class PromotionASHA(ASHA):
         self._rung_of[trial_id] = max(rung, self._rung_of.get(trial_id, rung))
         return True
 
+    def _enter(self, trial_id: str, epoch: int, gain: float) -> int | None:
+        rung = super()._enter(trial_id, epoch, gain)
+        if rung is not None:
+            others = [entry for entry in self._ranked[rung] if entry[-1] != trial_id]
+            bisect.insort(others, (-gain, self._order[trial_id], trial_id))
+            self._ranked[rung] = others
+        return rung
+
     def _find(self, factor: float) -> Trial | None:
         """The first that waits among the best 1 / factor of a rung, the highest rung first."""
-        for rung in reversed(self.rungs):
-            num_best = math.floor(len(self.rungs[rung]) / factor)
-            for trial_id in self._rank(rung)[:num_best]:
+        for rung, ranked in reversed(self._ranked.items()):
+            num_best = math.floor(len(ranked) / factor)
+            for _, _, trial_id in ranked[:num_best]:
                 if trial_id in self._paused and self._rung_of[trial_id] == rung:
                     return self._paused[trial_id]
         return None
-
-    def _rank(self, rung: int) -> list[str]:
-        """The trials that have reached a rung, the best first."""
-        gains = self.rungs[rung]
-        return sorted(gains, key=lambda trial_id: (-gains[trial_id], self._order[trial_id]))
 
     def _promote(self, trial: Trial) -> None:
         rung = self._rung_of[trial.trial_id]

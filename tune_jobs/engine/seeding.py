@@ -92,9 +92,10 @@ def retry_failed(record: Record) -> int:
 def read_others(
     path: str, goal: Goal, space: SearchSpace, storage_path: str
 ) -> list[dict[str, Any]]:
-    """Read the finished trials of another sweep that agree with this one's space, as JSON.
+    """Read the trials of another sweep that agree with this one's space, as JSON.
 
-    They are no trials of this sweep: neither counted, nor ever its best.
+    They are no trials of this sweep: neither counted, nor ever its best. Those that it has left
+    unfinished, paused or cut short, are read as pruned ones.
 
     Args:
         path: The other sweep's folder or URL, or its name in `storage_path`.
@@ -105,14 +106,14 @@ def read_others(
     Raises:
         SettingsError: There is no such sweep, it optimises something else, or none agrees.
     """
-    trials = [trial for trial in _load_other(path, goal, storage_path) if trial.state.is_finished()]
+    trials = [trial for trial in _load_other(path, goal, storage_path) if _has_reported(trial)]
     agreeing = [trial for trial in trials if _agrees(trial, space)]
     if not agreeing:
         raise SettingsError(
-            f"warm_start: none of the {len(trials)} finished trials of {path} agrees with the "
-            "space; they must have the same parameters, with values that can be drawn here."
+            f"warm_start: none of the {len(trials)} trials of {path} agrees with the space; they "
+            "must have the same parameters, with values that can be drawn here."
         )
-    print(f"Learning from {len(agreeing)} of the {len(trials)} finished trials of {path}")
+    print(f"Learning from {len(agreeing)} of the {len(trials)} trials of {path}")
     return [_pack(trial, space) for trial in agreeing]
 
 
@@ -135,6 +136,10 @@ def _load_other(path: str, goal: Goal, storage_path: str) -> list[FrozenTrial]:
             f"not {goal.metric} ({goal.mode}); its scores cannot be compared."
         )
     return trials
+
+
+def _has_reported(trial: FrozenTrial) -> bool:
+    return bool(trial.intermediate_values) or has_crashed(reason_of(trial), failure_in(trial))
 
 
 def _agrees(trial: FrozenTrial, space: SearchSpace) -> bool:
@@ -202,11 +207,12 @@ def _seen_distributions(space: DefineByRun, config: dict[str, Any]) -> dict[str,
 def _pack(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
     own = _searched(space, trial.params)
     crashed = has_crashed(reason_of(trial), failure_in(trial))
+    is_complete = trial.state == TrialState.COMPLETE
     return {
-        "state": trial.state.name,
+        "state": (TrialState.COMPLETE if is_complete else TrialState.PRUNED).name,
         "params": trial.params,
         "distributions": {name: distribution_to_json(own[name]) for name in trial.params},
-        "values": trial.values if trial.state == TrialState.COMPLETE else None,
+        "values": trial.values if is_complete else None,
         "curve": {} if crashed else trial.intermediate_values,
     }
 

@@ -46,8 +46,8 @@ class Settings:
     storage_path: str = field(
         default_factory=lambda: os.environ.get("TUNE_JOBS_STORAGE_PATH") or "./results"
     )
-    """Folder or URL (s3://, gs://, file://) that holds the sweeps, and that all nodes of a cluster
-    can write to; its default is $TUNE_JOBS_STORAGE_PATH, else ./results."""
+    """Folder or URL (s3://, gs://, file://) that holds the sweeps; all nodes can write to it.
+    Its default is $TUNE_JOBS_STORAGE_PATH, else ./results."""
     name: str | None = None
     """Name of the sweep and of its folder; none: job and time."""
     keep_checkpoints: int = 10
@@ -98,15 +98,30 @@ class LightningSettings(Settings):
     max_epochs: int = 10
     """Epochs a trial trains at most."""
     grace_epochs: int = 1
-    """Epochs every trial may train before ASHA judges it: its first rung; each further one is
-    reduction-factor times higher."""
+    """Epochs that every trial may train: the first rung.
+    Each further rung has reduction-factor times as many."""
+    # `--help` keeps these line breaks; there are 56 columns in a terminal that has 80.
     asha: Literal["promotion", "stopping"] = "promotion"
-    """promotion: every trial pauses at each rung, with its checkpoint. A free slot goes on with the
-    best paused trial that is among the best 1 in reduction-factor of its rung, the highest rung
-    first, else it starts a new one. A trial that looks poor at first may still be promoted later.
-    stopping: a trial that reaches a rung goes on at once if it is among the best 1 in
-    reduction-factor of those that were there before it, else it ends for good. Nothing is paused.
-    The first trials go on because they are first, whatever they are worth."""
+    """promotion: every trial pauses at each rung, with its
+    checkpoint. A free slot goes on with the best paused
+    trial that is among the best 1 in reduction-factor of
+    its rung, the highest rung first, else it starts a new
+    one. A trial that looks poor at first may still be
+    promoted later.
+    stopping: a trial that reaches a rung goes on at once if
+    it is among the best 1 in reduction-factor of those that
+    were there before it, else it ends for good. Nothing is
+    paused. The first trials go on because they are first,
+    whatever they are worth.
+    Epochs of all trials until one was among the best 1 % of
+    MNIST's space, medians of 60 simulated sweeps (python -m
+    benchmarks.simulate), beside random search and
+    OptunaSearch, both with Ray's ASHA:
+    | slots | promotion | stopping | random | OptunaSearch |
+    |     1 |       654 |      647 |    778 |          689 |
+    |     4 |       657 |      745 |    830 |        1,141 |
+    |    16 |       758 |      866 |    924 |        2,648 |
+    |    64 |     1,720 |    1,724 |  1,949 |   over 3,000 |"""
     reduction_factor: float = 2.0
     """ASHA lets the best 1 in this many trials go on at each rung; above 1."""
     data: Literal["auto", "mnist", "digits"] = "auto"

@@ -26,6 +26,7 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import TrialState
 from ray import tune
 
 from tune_jobs.engine.callbacks import ResultLogs
@@ -207,8 +208,9 @@ class _Driver:
             goes_with_snapshots=self._folder.is_remote,
         )
         for trial in record.started():
+            is_complete = trial.state == TrialState.COMPLETE
             curve = trial.intermediate_values
-            self._scheduler.replay(id_of(trial), curve, promoted_from(trial))
+            self._scheduler.replay(id_of(trial), curve, promoted_from(trial), is_complete)
         self.search.end_decided()
 
     def run(self, trainable: Any, resources: Resources, watch: ClusterWatch) -> tune.ResultGrid:
@@ -278,7 +280,7 @@ def _headline(name: str, record: Record, settings: Settings) -> str:
     finished = _num_finished(record)
     return (
         f"Sweep {name}, resumed: {finished} of {total} trials are finished, "
-        f"{len(trials) - finished} go on"
+        f"{len(trials) - finished} wait or go on"
     )
 
 
@@ -306,6 +308,11 @@ def _make_recipe(
             raise SettingsError(
                 "load_data, make_model, make_data and trainer_kwargs go with a LightningModule, "
                 "not with objective, which takes the config alone."
+            )
+        if isinstance(settings, LightningSettings) and settings.asha == "promotion":
+            raise SettingsError(
+                "objective keeps no checkpoint from which promotion could let it go on; give "
+                "asha='stopping', or Settings, which has no ASHA."
             )
         return None
     if not isinstance(settings, LightningSettings):

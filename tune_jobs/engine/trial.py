@@ -25,6 +25,7 @@ from ray import tune
 from ray.train._internal.session import get_session
 
 from tune_jobs.engine.checkpoints import CHECKPOINT_FILE, check_checkpoint
+from tune_jobs.engine.goal import ENDS_ITSELF
 from tune_jobs.engine.reasons import CheckpointError
 from tune_jobs.engine.resources import Resources
 from tune_jobs.engine.settings import LightningSettings, SettingsError
@@ -349,8 +350,11 @@ def _make_report_callback(pl: Any, metric: str) -> Any:
                 raise MetricNotLoggedError(
                     f"the model never logs {metric!r}; it logs {', '.join(sorted(metrics))}."
                 )
-            device = str(pl_module.device)
-            self._report(trainer, {**metrics, "epoch": trainer.current_epoch + 1, "device": device})
+            result = {**metrics, "epoch": trainer.current_epoch + 1}
+            result["device"] = str(pl_module.device)
+            if trainer.should_stop:
+                result[ENDS_ITSELF] = True
+            self._report(trainer, result)
 
         def _report(self, trainer: Any, metrics: dict[str, Any]) -> None:
             self.has_reported = True
