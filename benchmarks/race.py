@@ -186,6 +186,8 @@ def race(args: Args, name: str, seed: int, target: float) -> Lap:
                 make_data=make_data,
                 trainer_kwargs={"callbacks": [Clock(str(notes))]},
             )
+        if sweep.ended == Reason.INTERRUPTED:
+            raise KeyboardInterrupt
         return summarise(name, seed, sweep, notes, target)
 
 

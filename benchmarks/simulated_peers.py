@@ -8,6 +8,7 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.simulated_time import Decision, MakeSide, Side, Start, Task
+from tune_jobs.engine.settings import LightningSettings
 from tune_jobs.mnist import SEARCH_SPACE
 
 __all__ = ["PEERS", "REDUCTION_FACTOR", "SimulatedTrial", "TuneSide", "has_syne_tune"]
 
-REDUCTION_FACTOR = 3
+REDUCTION_FACTOR = int(LightningSettings.reduction_factor)
 
 
 class SimulatedTrial:
@@ -200,13 +202,12 @@ def _syne_tune(name: str) -> Callable[[Task], Side]:
 
 
 PEERS: dict[str, MakeSide] = {
-    "random + ASHA": lambda task: make_tune_side(task, is_random=True),
-    "random + ASHA, factor 2": lambda task: make_tune_side(
-        task, is_random=True, reduction_factor=2
-    ),
-    "OptunaSearch + ASHA": lambda task: make_tune_side(task, is_random=False),
+    "random + ASHA": partial(make_tune_side, is_random=True),
+    "OptunaSearch + ASHA": partial(make_tune_side, is_random=False),
     "Optuna + SuccessiveHalving": make_halving_side,
     "Optuna + Hyperband": make_hyperband_side,
     "Syne Tune ASHA": _syne_tune("ASHA"),
     "Syne Tune BOHB": _syne_tune("BOHB"),
+    "random + ASHA, factor 3": partial(make_tune_side, is_random=True, reduction_factor=3),
+    "OptunaSearch + ASHA, factor 3": partial(make_tune_side, is_random=False, reduction_factor=3),
 }

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +171,19 @@ def test_help_has_the_medians_of_the_readme(capsys: pytest.CaptureFixture[str]) 
         parse_settings(LightningSettings, "a job", ["--help"])
     readme = Path(__file__).parents[1].joinpath("README.md").read_text()
     section = readme.split("## How it decides")[1].split("\n## ")[0]
-    rows = re.findall(r"\| +(\d+) \|(.*)\| ", capsys.readouterr().out)
-    assert [slots for slots, _ in rows] == ["1", "4", "16", "64"]
-    for slots, shown in rows:
-        (explained,) = re.findall(rf"^\| {slots} \| (.*)\|$", section, re.MULTILINE)
-        for median, cell in zip(shown.split("|"), explained.split("|"), strict=True):
-            assert cell.strip().startswith(median.strip())
+    explained = {name: cells for name, *cells in read_rows(section)}
+    shown = {name: cells for name, *cells in read_rows(capsys.readouterr().out)}
+    assert shown.pop("slots") == ["1", "4", "16", "64"]
+    assert shown
+    for name, medians in shown.items():
+        for median, cell in zip(medians, explained[name], strict=True):
+            assert cell.removeprefix("over ").startswith(median)
+
+
+def read_rows(text: str) -> list[list[str]]:
+    """The cells of tables that have five columns."""
+    lines = [line.strip(" │").split("|") for line in text.splitlines()]
+    return [[cell.strip() for cell in line[1:-1]] for line in lines if len(line) == 7]
 
 
 def test_storage_of_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

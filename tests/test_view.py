@@ -162,20 +162,18 @@ def test_epoch_that_skips_a_rung_counts_for_the_one_it_has_reached() -> None:
     assert shown.view._seen[0].at_rungs == {16: (17, 0.4)}
 
 
-def test_rungs_before_the_eighth_epoch_are_not_shown() -> None:
-    shown = Shown(rungs=(1, 3, 9))
-    shown.start("a", "b")
-    shown.view.report("a", 1, 0.1)
-    shown.view.report("b", 9, 0.9)
-    assert shown.states() == [(RUNNING, None), (COMPLETE, 0.9)]
-
-
-@pytest.mark.parametrize("rungs", [(1,), (1, 3)])
-def test_where_all_rungs_are_before_it_the_last_is_shown(rungs: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("rungs", "level"),
+    [((1, 3, 9, 27), 9), ((1, 2, 4, 8, 16), 8), ((1, 2, 4, 8), 4), ((1, 3), 1), ((5,), 5)],
+)
+def test_rungs_before_the_eighth_epoch_are_not_shown_but_the_last_but_one_is(
+    rungs: tuple[int, ...], level: int
+) -> None:
     shown = Shown(rungs=rungs)
-    shown.start("a")
-    shown.view.report("a", rungs[-1], 0.1)
-    assert shown.states() == [(COMPLETE, 0.1)]
+    shown.start("a", "b")
+    shown.view.report("a", level, 0.9)
+    shown.view.report("b", level - 1, 0.1)
+    assert shown.states() == [(COMPLETE, 0.9), (RUNNING, None)]
 
 
 def test_epoch_that_is_trained_again_replaces_its_value() -> None:

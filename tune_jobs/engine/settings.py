@@ -114,14 +114,17 @@ class LightningSettings(Settings):
     paused. The first trials go on because they are first,
     whatever they are worth.
     Epochs of all trials until one was among the best 1 % of
-    MNIST's space, medians of 60 simulated sweeps (python -m
-    benchmarks.simulate), beside random search and
-    OptunaSearch, both with Ray's ASHA:
-    | slots | promotion | stopping | random | OptunaSearch |
-    |     1 |       654 |      647 |    778 |          689 |
-    |     4 |       657 |      745 |    830 |        1,141 |
-    |    16 |       758 |      866 |    924 |        2,648 |
-    |    64 |     1,720 |    1,724 |  1,949 |   over 3,000 |"""
+    MNIST's space, with 1, 4, 16 and 64 slots, medians of
+    simulated sweeps (python -m benchmarks.simulate):
+    | slots             |     1 |     4 |    16 |    64 |
+    | promotion         |   546 |   608 |   724 | 1,639 |
+    | stopping          |   603 |   662 |   806 | 1,668 |
+    | Ray, random       |   680 |   725 |   942 | 1,665 |
+    | Ray, OptunaSearch | 1,437 |   983 | 1,553 | 2,654 |
+    | Optuna, halving   | 1,038 | 3,000 | 1,692 | 3,000 |
+    | Optuna, Hyperband |   754 |   818 | 1,293 | 2,804 |
+    | Syne Tune, ASHA   |   828 |   862 | 1,009 | 1,544 |
+    | Syne Tune, BOHB   |   738 |   942 |   912 | 1,486 |"""
     reduction_factor: float = 2.0
     """ASHA lets the best 1 in this many trials go on at each rung; above 1."""
     data: Literal["auto", "mnist", "digits"] = "auto"

@@ -55,9 +55,9 @@ class View:
     them first learns from them alone, however bad they are; told each trial's last value, it mixes
     values of the first epoch with values of the last. So all are shown at one rung, as BOHB does
     (https://arxiv.org/abs/1807.01774): the highest that enough trials have reached, three for each
-    parameter and as many as run side by side; but none below the eighth epoch, or the last one.
-    Of recorded configs the best 1 % were at the first epoch about the 32nd in a hundred, at the
-    third the 19th, at the ninth the 4th: what is learnt from low rungs leads away from the best.
+    parameter and as many as run side by side; but none below the eighth epoch, or the last rung but
+    one. Of recorded configs the best 1 % were about the 32nd in a hundred at the first epoch, the
+    19th at the third, the 4th at the ninth: what is learnt from low rungs leads away from the best.
 
     - A trial that has reached that rung is COMPLETE with its value there, though it may still run;
       one that ended by itself before it, with its own.
@@ -186,9 +186,8 @@ class View:
 
     def _find_least_level(self) -> int:
         """The lowest rung to learn from; 0: there are no rungs."""
-        if not self._rungs:
-            return 0
-        return next((rung for rung in self._rungs if rung >= LEAST_LEVEL), self._rungs[-1])
+        but_last = self._rungs[:-1] or self._rungs or [0]
+        return next((rung for rung in but_last if rung >= LEAST_LEVEL), but_last[-1])
 
     def _raise_level(self, num_running: int) -> bool:
         """Go up to the highest rung that enough trials have reached, and never down again."""
