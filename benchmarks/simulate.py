@@ -1,6 +1,6 @@
 """How many epochs a sweep takes to find a config of the top 1 %: in simulated time, side by side.
 
-    python -m benchmarks.simulate --out simulated.json                  # the table; half an hour
+    python -m benchmarks.simulate --out simulated.json                  # the table; ten minutes
     python -m benchmarks.simulate --out forest.json --model forest      # by another surrogate
     python -m benchmarks.simulate --out nan.json --nan-share 0.25       # a quarter diverges
     python -m benchmarks.simulate --out regret.json --to-the-end        # what is still to be gained
@@ -117,6 +117,7 @@ class Simulator:
             num_slots=key.slots,
             seed=key.seed,
             first_configs=draw_first(key.seed, self._args.num_first),
+            expect=self._surrogate.expect_best,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # each side has its own about NaN

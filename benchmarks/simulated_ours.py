@@ -1,10 +1,11 @@
 """This project's searcher and scheduler in the simulation, and variants of them to choose from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
+from typing import Any
+from unittest.mock import patch
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -13,9 +14,10 @@ from ray.tune.experiment import Trial
 from benchmarks.simulated_peers import SimulatedTrial, TuneSide
 from benchmarks.simulated_time import MakeSide, Side, Start, Task
 from tune_jobs.engine.record import Record
-from tune_jobs.engine.scheduler import PromotionASHA, StoppingASHA
+from tune_jobs.engine.scheduler import ASHA, PromotionASHA, StoppingASHA
 from tune_jobs.engine.search import StudySearch, convert_space
 from tune_jobs.engine.settings import LightningSettings
+from tune_jobs.engine.view import View
 from tune_jobs.mnist import SEARCH_SPACE
 
 __all__ = ["OURS", "VARIANTS", "OurSide", "make_ours"]
@@ -36,7 +38,7 @@ class OurSide(TuneSide):
 
 def make_ours(
     task: Task,
-    asha: Literal["promotion", "stopping"] = "promotion",
+    asha: type[ASHA] = PromotionASHA,
     grace_epochs: int = 1,
     reduction_factor: float = LightningSettings.reduction_factor,
     sampler: Callable[[], BaseSampler] = TPESampler,
@@ -46,8 +48,7 @@ def make_ours(
     record = Record(Path(), optuna.create_study(direction=goal.direction), Event())
     for config in task.first_configs:
         record.enqueue(config)
-    make_scheduler = PromotionASHA if asha == "promotion" else StoppingASHA
-    scheduler: Any = make_scheduler(
+    scheduler: Any = asha(
         goal, task.max_epochs, grace_epochs, reduction_factor, stop_at=None, record=record
     )
     search = StudySearch(
@@ -63,10 +64,37 @@ def make_ours(
     return OurSide(search, scheduler, goal.metric)
 
 
+def make_oracle(task: Task) -> Side:
+    """Ours if it knew what each config is expected to come to: how far TPE and promotion can get.
+
+    Trials are shown with that, and promoted by it, once they have reported. They have to be trained
+    all the same until one reports the target.
+    """
+    expected: dict[str, float] = {}
+
+    class Oracle(PromotionASHA):
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            expected[trial.trial_id] = task.expect(trial.config)
+            super().on_trial_add(tune_controller, trial)
+
+        def _enter(self, trial_id: str, epoch: int, gain: float) -> int | None:
+            return super()._enter(trial_id, epoch, task.goal.gain(expected[trial_id]))
+
+    class OracleView(View):
+        def _note(self, number: int, curve: Mapping[int, float]) -> None:
+            last = task.max_epochs
+            trial_id = self._seen[number].trial_id
+            super()._note(number, {last: expected[str(trial_id)]} if curve else {})
+
+    with patch("tune_jobs.engine.search.View", OracleView):
+        return make_ours(task, asha=Oracle)
+
+
 # To compare: `python -m benchmarks.simulate --part tuning --sides ours "ours, factor 4"`.
 VARIANTS: dict[str, MakeSide] = {
     OURS: make_ours,
-    "ours, stopping": partial(make_ours, asha="stopping"),
+    "ours, stopping": partial(make_ours, asha=StoppingASHA),
+    "oracle": make_oracle,
     "ours, random": partial(make_ours, sampler=RandomSampler),
     "ours, factor 3": partial(make_ours, reduction_factor=3),
     "ours, factor 4": partial(make_ours, reduction_factor=4),

@@ -48,6 +48,7 @@ class Task:
         num_slots: Trials side by side.
         seed: The sweep's.
         first_configs: Configs that each side tries first at this seed, so that sides are paired.
+        expect: The best score that a config is expected to come to; for the oracle alone.
     """
 
     goal: Goal
@@ -55,6 +56,7 @@ class Task:
     num_slots: int
     seed: int
     first_configs: list[dict[str, Any]]
+    expect: Callable[[dict[str, Any]], float]
 
 
 MakeSide = Callable[[Task], Side]

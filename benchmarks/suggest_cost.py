@@ -74,7 +74,9 @@ def main(args: Args) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     goal = GOALS["val_acc"]
     surrogate = Surrogate(*read_curves("mnist"), goal, model="forest")  # the quicker one
-    task = Task(goal, surrogate.max_epochs, args.num_slots, 0, draw_first(0, 10))
+    task = Task(
+        goal, surrogate.max_epochs, args.num_slots, 0, draw_first(0, 10), surrogate.expect_best
+    )
     side = TimedSide(VARIANTS[args.side](task), args.num_trials)
     limits = Limits(math.inf, max_total_epochs=1_000 * args.num_trials)
     simulate(side, surrogate, task, limits)

@@ -94,6 +94,11 @@ class Surrogate:
         """Scores without noise, shape (N, epochs)."""
         return self._from_log(self._expect_log(configs))
 
+    def expect_best(self, config: dict[str, Any]) -> float:
+        """The score of a config's best epoch, without noise."""
+        (gain,) = best_gains(self.expect([config]), self._goal)
+        return self._goal.gain(float(gain))
+
     def top(self, num_draws: int) -> Top:
         """The best of the space, judged by configs that are drawn as random search draws them."""
         configs = draw_space(num_draws)

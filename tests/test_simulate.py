@@ -52,7 +52,7 @@ class ScriptedSide:
 
 
 def run_scripted(side: Any, num_slots: int = 1, **limits: Any) -> Run:
-    task = Task(GOAL, RisingCurves.max_epochs, num_slots, seed=0, first_configs=[])
+    task = Task(GOAL, RisingCurves.max_epochs, num_slots, 0, [], lambda config: 0.0)
     chosen = Limits(**{"target": UNREACHABLE, "speed_spread": 0.0, **limits})
     return simulate(side, RisingCurves(), task, chosen)
 
@@ -174,10 +174,28 @@ def test_side_tries_the_first_configs_first_and_does_the_same_again(side: str) -
     first, again = run_side(side), run_side(side)
     assert first.improvements == again.improvements
     assert (first.epochs, first.num_trials) == (120, again.num_trials)
-    task = Task(GOAL, 27, 4, 0, draw_first(0, 3))
+    task = Task(GOAL, 27, 4, 0, draw_first(0, 3), lambda config: 0.0)
     made = SIDES[side](task)
     starts = [made.start() for _ in range(3)]
     assert [start.config for start in starts if start] == task.first_configs
+
+
+def test_oracle_promotes_by_what_is_to_come_and_not_by_what_is_reported() -> None:
+    configs = draw_first(0, 4)
+    task = Task(GOAL, 27, 1, 0, configs, lambda config: float(config["dropout"]))
+    oracle = SIDES["oracle"](task)
+    epochs: dict[int, int] = {}
+    while len(epochs) < 5:
+        start = oracle.start()
+        assert start is not None
+        decision = "continue"
+        while decision == "continue":
+            epochs[start.number] = epochs.get(start.number, 0) + 1
+            score = 1.0 - start.config["dropout"]
+            decision = oracle.report(start.number, epochs[start.number], score)
+    best = max(range(4), key=lambda number: configs[number]["dropout"])
+    worst = min(range(4), key=lambda number: configs[number]["dropout"])
+    assert epochs[best] > epochs[worst] == 1
 
 
 def test_diverged_trials_cost_ours_one_epoch_each_and_stock_asha_all() -> None:
