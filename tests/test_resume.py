@@ -160,7 +160,7 @@ def test_process_that_dies_between_two_trials_fails_neither(tmp_path: Path) -> N
 
     settings = LightningSettings(
         num_trials=3, max_epochs=1, max_concurrent=1, storage_path=str(tmp_path), name="s",
-        gpus_per_trial=0,
+        gpus_per_trial=0, asha="stopping",
     )  # fmt: skip
     space = {"x": ray.tune.uniform(0, 1)}
     sweep = run_sweep(settings, space=space, metric="score", mode="max", objective=objective)
