@@ -325,27 +325,24 @@ def test_plain_function_may_report_along_the_way(tmp_path: Path) -> None:
     assert (sweep.best_score, sweep.best_epoch) == (5.0, 2)
 
 
-def test_options_that_a_plain_function_cannot_use_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="go with a LightningModule"):
+@pytest.mark.parametrize(
+    ("settings_type", "options", "message"),
+    [
+        (Settings, {"trainer_kwargs": {"precision": 16}}, "go with a LightningModule"),
+        (LightningSettings, {}, "keeps no checkpoint"),  # it cannot be paused
+    ],
+)
+def test_options_that_a_plain_function_cannot_use_are_refused(
+    settings_type: Any, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=message):
         run_sweep(
-            Settings(storage_path=str(tmp_path)),
+            settings_type(storage_path=str(tmp_path)),
             space={"x": tune.uniform(0, 1)},
             metric="score",
             mode="max",
             objective=lambda config: 1.0,
-            trainer_kwargs={"precision": 16},
-        )
-    assert not list(tmp_path.iterdir())
-
-
-def test_plain_function_cannot_be_paused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="keeps no checkpoint"):
-        run_sweep(
-            LightningSettings(storage_path=str(tmp_path)),
-            space={"x": tune.uniform(0, 1)},
-            metric="score",
-            mode="max",
-            objective=lambda config: 1.0,
+            **options,
         )
     assert not list(tmp_path.iterdir())
 

@@ -209,7 +209,7 @@ def _pack(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
     crashed = has_crashed(reason_of(trial), failure_in(trial))
     is_complete = trial.state == TrialState.COMPLETE
     return {
-        "state": (TrialState.COMPLETE if is_complete else TrialState.PRUNED).name,
+        "state": "COMPLETE" if is_complete else "PRUNED",
         "params": trial.params,
         "distributions": {name: distribution_to_json(own[name]) for name in trial.params},
         "values": trial.values if is_complete else None,

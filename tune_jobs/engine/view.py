@@ -263,7 +263,7 @@ class View:
             return TrialState.PRUNED, None, {}
         # Where epochs are not validated one by one, the level's rung may have been passed by.
         reached = min((rung for rung in seen.at_rungs if rung >= self._level), default=None)
-        if self._rungs and reached is not None:
+        if reached is not None:
             return TrialState.COMPLETE, seen.at_rungs[reached][1], {}
         if seen.state == TrialState.RUNNING and not is_waiting:
             return TrialState.RUNNING, None, {}
