@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import optuna
 import tyro
 
-from benchmarks.record_curves import CURVES, draw_config, read_curves
+from benchmarks.record_curves import CURVES, draw_config, read_curves, read_repeats
 from benchmarks.simulated_ours import OURS, VARIANTS
 from benchmarks.simulated_peers import PEERS, has_syne_tune
 from benchmarks.simulated_table import Row, Scale, make_table
@@ -51,6 +51,9 @@ class Args:
     """What is optimised."""
     model: Literal["forest", "gp"] = "gp"
     """What is fitted to the curves; gp: a Gaussian process, with noise."""
+    noise: Literal["residuals", "repeats"] = "residuals"
+    """Luck of a training, with gp: what the process leaves unexplained, or what configs that were
+    trained again have shown."""
     sides: tuple[str, ...] = (OURS, *PEERS)
     """Who is compared."""
     versus: str = OURS
@@ -164,9 +167,19 @@ def make_surrogate(args: Args) -> Surrogate:
     """What is fitted to the part of the configs that was asked for."""
     configs, curves = read_curves(args.data)
     half = len(configs) // 2
-    part = {"tuning": slice(half), "test": slice(half, None), "all": slice(None)}[args.part]
-    taken = {name: values[part] for name, values in curves.items()}
-    return Surrogate(configs[part], taken, GOALS[args.metric], args.nan_share, args.model)
+    places = range(len(configs))
+    part = {"tuning": places[:half], "test": places[half:], "all": places}[args.part]
+    chosen = slice(part.start, part.stop)
+    taken = {name: values[chosen] for name, values in curves.items()}
+    repeats = read_repeats(args.data, args.metric) if args.noise == "repeats" else {}
+    return Surrogate(
+        configs[chosen],
+        taken,
+        GOALS[args.metric],
+        [scores for place, scores in repeats.items() if place in part],
+        args.nan_share,
+        args.model,
+    )
 
 
 def draw_first(seed: int, num_first: int) -> list[dict[str, Any]]:
@@ -177,7 +190,7 @@ def draw_first(seed: int, num_first: int) -> list[dict[str, Any]]:
 
 def settings_of(args: Args, target: float, best: float) -> dict[str, Any]:
     """What runs depend on besides side, slots and seed, as JSON has it."""
-    names = ["data", "part", "metric", "model", "nan_share", "num_draws", "num_first"]
+    names = ["data", "part", "metric", "model", "noise", "nan_share", "num_draws", "num_first"]
     names += ["max_total_epochs", "to_the_end", "speed_spread", "recorded_lengths"]
     curves = zlib.crc32((CURVES / f"{args.data}.csv.gz").read_bytes())
     chosen = {name: getattr(args, name) for name in names}

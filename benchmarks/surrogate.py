@@ -6,11 +6,14 @@ near they come to configs that they have not seen.
 The forest returns recorded curves as they are, and mixes them between: its best are two dozen
 islands, each around one config whose training was lucky, and who finds one is lucky each time. The
 process takes luck for noise, and gives each training its own: by how much one of the recorded
-curves, drawn at random, is off the process's. That counts among the best, whose scores differ by
-less than those of two trainings.
+curves, drawn at random, is off the process's; or one of the curves of a config that was trained
+several times, off their mean. That counts among the best, whose scores differ by less than those of
+two trainings.
 """
 
+import math
 import zlib
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -59,6 +62,8 @@ class Surrogate:
         configs: What has been recorded, N of them.
         recorded: The goal's metric and "seconds", each with shape (N, epochs).
         goal: What is optimised.
+        repeats: What trainings of one config have shown, shape (repeats, epochs) each; without any
+            the noise is what the process does not explain.
         nan_share: Share of the space that diverges in its first epoch.
         model: What is fitted to them.
 
@@ -71,6 +76,7 @@ class Surrogate:
         configs: list[dict[str, Any]],
         recorded: dict[str, Floats],
         goal: Goal,
+        repeats: Iterable[Floats] = (),
         nan_share: float = 0.0,
         model: Literal["forest", "gp"] = "gp",
     ) -> None:
@@ -80,7 +86,9 @@ class Surrogate:
         self.max_epochs: int = scores.shape[1]
         outputs = np.hstack([self._to_log(scores), np.log(seconds / seconds.mean())])
         self._model: Model = MODELS[model](_encode_all(configs), outputs)
-        self._noise = outputs[:, :-1] - self._expect_log(configs)  # (N, epochs)
+        deviations = [_deviations(self._to_log(scores)) for scores in repeats if model == "gp"]
+        # Each row is the noise of a training, shape (M, epochs).
+        self._noise = np.vstack(deviations or [outputs[:, :-1] - self._expect_log(configs)])
 
     def curve(self, config: dict[str, Any], rng: np.random.Generator) -> Curve:
         """What training a config shows once; its scores are NaN if it diverges."""
@@ -158,6 +166,13 @@ def diverges(config: dict[str, Any], share: float) -> bool:
     rank = np.clip((np.log(config["lr"]) - low) / (high - low), 0.0, 1.0)
     drawn = zlib.crc32(repr(sorted(config.items())).encode()) / 2**32
     return bool(drawn < rank ** (1 / share - 1))
+
+
+def _deviations(values: Floats) -> Floats:
+    """By how much each row is off their mean, as widely as if that were the true one."""
+    num_rows = len(values)
+    deviations: Floats = (values - values.mean(axis=0)) * math.sqrt(num_rows / (num_rows - 1))
+    return deviations
 
 
 def _encode_all(configs: list[dict[str, Any]]) -> Floats:

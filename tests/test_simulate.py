@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import simulate as benchmark
-from benchmarks.record_curves import read_curves
+from benchmarks.record_curves import read_curves, read_repeats
 from benchmarks.simulate import SIDES, Args, Key, RunFile, Simulator, draw_first
 from benchmarks.simulated_table import Row, Scale, estimate_median, estimate_ratio, make_table
 from benchmarks.simulated_time import Decision, Limits, Run, Start, Task, simulate
@@ -86,6 +86,17 @@ def test_each_training_of_a_config_has_the_noise_of_a_recorded_one() -> None:
     np.testing.assert_allclose(np.median(curves, axis=0), expected[7], atol=0.005)
     off = (recorded["val_acc"] - expected)[np.abs(expected[:, -1] - expected[7, -1]) < 0.005]
     assert curves.std(axis=0).mean() == pytest.approx(off.std(axis=0).mean(), rel=0.5)
+
+
+def test_noise_of_repeats_is_how_far_trainings_of_one_config_differ() -> None:
+    repeats = read_repeats("mnist", "val_acc")
+    surrogate = Surrogate(*read_curves("mnist"), GOAL, list(repeats.values()))
+    best = max(repeats, key=lambda place: repeats[place].max(axis=1).mean())
+    config = read_curves("mnist")[0][best]
+    spread = np.std([surrogate.curve(config, RNG).scores.max() for _ in range(400)])
+    spreads = [scores.max(axis=1).std(ddof=1) for scores in repeats.values()]
+    assert all(scores.shape == (7, 27) for scores in repeats.values())
+    assert spread == pytest.approx(np.mean(spreads), rel=0.5)
 
 
 @pytest.mark.parametrize("goal", [GOAL, Goal("val_loss", "min")])
