@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -140,7 +141,7 @@ def read_curves(data: str) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]
         The configs, N of them, and "val_acc", "val_loss" and "seconds", all with shape (N, epochs).
     """
     recorded = read_rows(table_of(data))
-    firsts = sorted(training for training in recorded if not training.repeat)
+    firsts = _first_times(recorded)
     curves = _stack([recorded[training] for training in firsts])
     return [draw_config(training.config) for training in firsts], curves
 
@@ -152,11 +153,11 @@ def read_repeats(data: str, metric: str) -> dict[int, np.ndarray]:
     were chosen, are left out: those were lucky.
     """
     recorded = read_rows(table_of(data))
-    firsts = sorted(training.config for training in recorded if not training.repeat)
+    places = {first.config: place for place, first in enumerate(_first_times(recorded))}
     repeats = sorted(training for training in recorded if training.repeat)
     return {
-        firsts.index(index): _stack([recorded[training] for training in group])[metric]
-        for index, group in itertools.groupby(repeats, key=lambda training: training.config)
+        places[config]: _stack([recorded[training] for training in group])[metric]
+        for config, group in itertools.groupby(repeats, key=lambda training: training.config)
     }
 
 
@@ -197,16 +198,20 @@ def table_of(data: str) -> Path:
 def list_trainings(args: Args) -> list[Training]:
     """All that are asked for."""
     firsts = [Training(index) for index in range(args.num_configs)]
+    if not args.num_repeats:
+        return firsts
+    repeated = choose_repeated(args)
     repeats = range(1, args.num_repeats + 1)
-    return firsts + [Training(i, repeat) for repeat in repeats for i in choose_repeated(args)]
+    return firsts + [Training(config, repeat) for repeat in repeats for config in repeated]
 
 
 def choose_repeated(args: Args) -> list[int]:
     """Evenly among the best of the configs, as those ended that have been recorded."""
     _, curves = read_curves(args.data)
+    firsts = _first_times(read_rows(table_of(args.data)))
     ranked = (-curves["val_acc"].max(axis=1)).argsort(kind="stable")
     places = np.linspace(0, REPEATED_SHARE * len(ranked), args.num_repeated, endpoint=False)
-    return [int(ranked[int(place)]) for place in places]
+    return [firsts[ranked[int(place)]].config for place in places]
 
 
 def work(args: Args, parts: Path, first: int, trainings: list[Training]) -> None:
@@ -238,6 +243,11 @@ def main(args: Args) -> None:
         process.join()
     path = table_of(args.data)
     print(f"{write_curves(parts, path)} curves in {path}")
+
+
+def _first_times(recorded: Iterable[Training]) -> list[Training]:
+    """Each config's first training, in the order of their indices."""
+    return sorted(training for training in recorded if not training.repeat)
 
 
 def _stack(rows: list[list[list[str]]]) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import optuna
 import tyro
 
-from benchmarks.record_curves import CURVES, draw_config, read_curves, read_repeats
+from benchmarks.record_curves import draw_config, read_curves, read_repeats, table_of
 from benchmarks.simulated_ours import OURS, VARIANTS
 from benchmarks.simulated_peers import PEERS, has_syne_tune
 from benchmarks.simulated_table import Row, Scale, make_table
@@ -166,17 +166,15 @@ class RunFile:
 def make_surrogate(args: Args) -> Surrogate:
     """What is fitted to the part of the configs that was asked for."""
     configs, curves = read_curves(args.data)
-    half = len(configs) // 2
-    places = range(len(configs))
+    places = list(range(len(configs)))
+    half = len(places) // 2
     part = {"tuning": places[:half], "test": places[half:], "all": places}[args.part]
-    chosen = slice(part.start, part.stop)
-    taken = {name: values[chosen] for name, values in curves.items()}
     repeats = read_repeats(args.data, args.metric) if args.noise == "repeats" else {}
     return Surrogate(
-        configs[chosen],
-        taken,
+        [configs[place] for place in part],
+        {name: values[part] for name, values in curves.items()},
         GOALS[args.metric],
-        [scores for place, scores in repeats.items() if place in part],
+        [repeats[place] for place in part if place in repeats],
         args.nan_share,
         args.model,
     )
@@ -192,7 +190,7 @@ def settings_of(args: Args, target: float, best: float) -> dict[str, Any]:
     """What runs depend on besides side, slots and seed, as JSON has it."""
     names = ["data", "part", "metric", "model", "noise", "nan_share", "num_draws", "num_first"]
     names += ["max_total_epochs", "to_the_end", "speed_spread", "recorded_lengths"]
-    curves = zlib.crc32((CURVES / f"{args.data}.csv.gz").read_bytes())
+    curves = zlib.crc32(table_of(args.data).read_bytes())
     chosen = {name: getattr(args, name) for name in names}
     return {**chosen, "curves": f"{curves:08x}", "target": target, "best": best}
 
