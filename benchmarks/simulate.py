@@ -1,9 +1,9 @@
 """How many epochs a sweep takes to find a config of the top 1 %: in simulated time, side by side.
 
     python -m benchmarks.simulate --out simulated.json                  # the table; ten minutes
-    python -m benchmarks.simulate --out forest.json --model forest      # by another surrogate
     python -m benchmarks.simulate --out nan.json --nan-share 0.25       # a quarter diverges
     python -m benchmarks.simulate --out regret.json --to-the-end        # what is still to be gained
+    python -m benchmarks.simulate --out forest.json --model forest --noise residuals
     python -m benchmarks.simulate --part tuning --sides ours "ours, factor 4"  # to choose settings
 
 Searchers and schedulers are real, training is looked up: in a model that is fitted to recorded
@@ -26,15 +26,17 @@ import optuna
 import tyro
 
 from benchmarks.record_curves import draw_config, read_curves, read_repeats, table_of
-from benchmarks.simulated_ours import OURS, VARIANTS
+from benchmarks.simulated_oracle import ORACLES
+from benchmarks.simulated_ours import OURS, OURS_SIDES
 from benchmarks.simulated_peers import PEERS, has_syne_tune
 from benchmarks.simulated_table import Row, Scale, make_table
 from benchmarks.simulated_time import Limits, MakeSide, Run, Task, simulate
+from benchmarks.simulated_tried import TRIED
 from benchmarks.surrogate import Surrogate
 from tune_jobs.engine.goal import Goal
 
 GOALS = {"val_acc": Goal("val_acc", "max"), "val_loss": Goal("val_loss", "min")}
-SIDES: dict[str, MakeSide] = {**VARIANTS, **PEERS}
+SIDES: dict[str, MakeSide] = {**OURS_SIDES, **PEERS, **ORACLES, **TRIED}
 FIRST_INDEX = 2_000_000  # of the configs that are tried first; those of the space are below
 NUM_RUNS_A_SAVE = 20
 
@@ -51,10 +53,10 @@ class Args:
     """What is optimised."""
     model: Literal["forest", "gp"] = "gp"
     """What is fitted to the curves; gp: a Gaussian process, with noise."""
-    noise: Literal["residuals", "repeats"] = "residuals"
-    """Luck of a training, with gp: what the process leaves unexplained, or what configs that were
-    trained again have shown."""
-    sides: tuple[str, ...] = (OURS, *PEERS)
+    noise: Literal["repeats", "residuals"] = "repeats"
+    """Luck of a training: what MNIST's configs that were trained again have shown, or what the
+    model leaves unexplained, which is nothing with a forest."""
+    sides: tuple[str, ...] = (*OURS_SIDES, *PEERS)
     """Who is compared."""
     versus: str = OURS
     """The side that the others are compared with."""
@@ -64,6 +66,8 @@ class Args:
     """Seeds."""
     first_seed: int = 0
     """The first of them."""
+    target: float | None = None
+    """Score to be reached; None: the one that the best 1 % of the space reach."""
     max_total_epochs: int = 3_000
     """Epochs of all trials together; a run that does not get there counts as so many."""
     to_the_end: bool = False
@@ -199,15 +203,20 @@ def check(args: Args) -> Args:
     """Leave out who cannot take part.
 
     Raises:
-        SystemExit: A side is unknown.
+        SystemExit: A side is unknown, or there is no such noise.
     """
+    if args.noise == "repeats" and (args.data, args.model) != ("mnist", "gp"):
+        raise SystemExit(
+            f"noise of repeats is to be had of MNIST's configs with gp, not of {args.data} with "
+            f"{args.model}; give --noise residuals."
+        )
     for side in (*args.sides, *args.again, args.versus):
         if side not in SIDES:
             raise SystemExit(f"{side!r} is no side; there are: {', '.join(SIDES)}.")
-    if has_syne_tune():
-        return args
-    print("Syne Tune is not installed (pip install syne-tune): its sides are left out.")
-    return replace(args, sides=tuple(s for s in args.sides if not s.startswith("Syne Tune")))
+    here = tuple(s for s in args.sides if has_syne_tune() or not s.startswith("Syne Tune"))
+    if here != args.sides:
+        print("Syne Tune is not installed (pip install syne-tune): its sides are left out.")
+    return replace(args, sides=here)
 
 
 def make_rows(args: Args, target: float, keys: list[Key]) -> Iterator[Row]:
@@ -234,6 +243,8 @@ def _run_in_process(key: Key) -> Row:
 def main(args: Args) -> None:
     args, goal = check(args), GOALS[args.metric]
     top = make_surrogate(args).top(args.num_draws)
+    if args.target is not None:
+        top = top._replace(target=args.target)
     file = RunFile(args.out, settings_of(args, *top))
     seeds = range(args.first_seed, args.first_seed + args.num_seeds)
     keys = [Key(side, slots, seed) for slots in args.slots for seed in seeds for side in args.sides]
@@ -249,7 +260,7 @@ def main(args: Args) -> None:
     checkpoints = args.checkpoints if args.to_the_end else ()
     scale = Scale(goal, args.max_total_epochs, top.best, checkpoints)
     print(f"{args.data}, {args.part}, {args.metric}, {args.model}: ", end="")
-    print(f"top 1 % from {top.target:.4f} on, best {top.best:.4f}\n")
+    print(f"the top from {top.target:.4f} on, best {top.best:.4f}\n")
     print(make_table([file.rows[key] for key in keys], args.versus, scale))
 
 

@@ -96,7 +96,7 @@ def make_table(rows: Sequence[Row], versus: str, scale: Scale) -> str:
     for row in rows:
         runs.setdefault((row.slots, row.side), {})[row.seed] = row.run
     shows_nan = any(row.run.num_diverged for row in rows)
-    names = ["slots", "side", "seeds", "epochs to the top 1 %", "got there", f"{versus} / this"]
+    names = ["slots", "side", "seeds", "epochs to the top", "got there", f"{versus} / this"]
     names += [f"regret at {checkpoint:,}" for checkpoint in scale.checkpoints]
     names += ["epochs of a diverged one"] if shows_nan else []
     lines = [names, ["---"] * len(names)]

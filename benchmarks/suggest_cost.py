@@ -17,8 +17,8 @@ import optuna
 import tyro
 
 from benchmarks.record_curves import read_curves
-from benchmarks.simulate import GOALS, draw_first
-from benchmarks.simulated_ours import OURS, VARIANTS
+from benchmarks.simulate import GOALS, SIDES, draw_first
+from benchmarks.simulated_ours import OURS
 from benchmarks.simulated_time import Decision, Limits, Side, Start, Task, simulate
 from benchmarks.surrogate import Surrogate
 
@@ -77,7 +77,7 @@ def main(args: Args) -> None:
     task = Task(
         goal, surrogate.max_epochs, args.num_slots, 0, draw_first(0, 10), surrogate.expect_best
     )
-    side = TimedSide(VARIANTS[args.side](task), args.num_trials)
+    side = TimedSide(SIDES[args.side](task), args.num_trials)
     limits = Limits(math.inf, max_total_epochs=1_000 * args.num_trials)
     simulate(side, surrogate, task, limits)
     size = args.num_trials // args.num_parts

@@ -86,7 +86,7 @@ class Surrogate:
         self.max_epochs: int = scores.shape[1]
         outputs = np.hstack([self._to_log(scores), np.log(seconds / seconds.mean())])
         self._model: Model = MODELS[model](_encode_all(configs), outputs)
-        deviations = [_deviations(self._to_log(scores)) for scores in repeats if model == "gp"]
+        deviations = [_deviations(self._to_log(scores)) for scores in repeats]
         # Each row is the noise of a training, shape (M, epochs).
         self._noise = np.vstack(deviations or [outputs[:, :-1] - self._expect_log(configs)])
 

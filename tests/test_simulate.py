@@ -58,7 +58,7 @@ def run_scripted(side: Any, num_slots: int = 1, **limits: Any) -> Run:
 
 
 def run_side(side: str, **args: Any) -> Run:
-    small = Args(data="digits", model="forest", max_total_epochs=120, **args)
+    small = Args(data="digits", model="forest", noise="residuals", max_total_epochs=120, **args)
     return Simulator(small, UNREACHABLE).run(Key(side, 4, 0)).run
 
 
@@ -180,7 +180,12 @@ def test_side_that_goes_on_after_the_last_epoch_is_an_error() -> None:
         run_scripted(ScriptedSide([{"x": 0.1}], {(0, 3): "continue"}))
 
 
-@pytest.mark.parametrize("side", [side for side in SIDES if not side.startswith("Syne Tune")])
+TOO_SLOW = ("ours, GP",)
+
+
+@pytest.mark.parametrize(
+    "side", [side for side in SIDES if not side.startswith("Syne Tune") and side not in TOO_SLOW]
+)
 def test_side_tries_the_first_configs_first_and_does_the_same_again(side: str) -> None:
     first, again = run_side(side), run_side(side)
     assert first.improvements == again.improvements
@@ -207,6 +212,36 @@ def test_oracle_promotes_by_what_is_to_come_and_not_by_what_is_reported() -> Non
     best = max(range(4), key=lambda number: configs[number]["dropout"])
     worst = min(range(4), key=lambda number: configs[number]["dropout"])
     assert epochs[best] > epochs[worst] == 1
+
+
+def judged_at(side: Any, num_trials: int) -> list[int]:
+    """The epoch at which each of the first trials is paused first."""
+    epochs = []
+    for number in range(num_trials):
+        start = side.start()
+        assert start is not None
+        assert start.number == number
+        epoch, decision = 0, "continue"
+        while decision == "continue":
+            epoch += 1
+            decision = side.report(number, epoch, -float(number))
+        epochs.append(epoch)
+        side._scheduler._paused.clear()  # so that none of them is promoted
+    return epochs
+
+
+@pytest.mark.parametrize(
+    ("side", "epochs"),
+    [
+        ("ours", [1] * 12),
+        ("ours, barrier 10", [8] * 10 + [1] * 2),
+        ("ours, bracket 4", [1, 1, 1, 4] * 3),
+        ("ours, bracket 8", [1, 1, 1, 8] * 3),
+    ],
+)
+def test_barrier_and_brackets_judge_some_trials_later(side: str, epochs: list[int]) -> None:
+    task = Task(GOAL, 27, 1, 0, draw_first(0, 12), lambda config: 0.0)
+    assert judged_at(SIDES[side](task), 12) == epochs
 
 
 def test_diverged_trials_cost_ours_one_epoch_each_and_stock_asha_all() -> None:
@@ -240,8 +275,8 @@ def test_runs_in_the_file_are_not_made_again(
 ) -> None:
     out = tmp_path / "runs.json"
     args = Args(
-        data="digits", model="forest", sides=("ours", "random + ASHA"), slots=(4,), num_seeds=2,
-        out=out, max_total_epochs=30, num_draws=300, num_processes=1,
+        data="digits", model="forest", noise="residuals", sides=("ours", "random + ASHA"),
+        slots=(4,), num_seeds=2, out=out, max_total_epochs=30, num_draws=300, num_processes=1,
     )  # fmt: skip
     benchmark.main(args)
     table = capsys.readouterr().out
@@ -263,6 +298,24 @@ def test_file_of_other_settings_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"settings": {"data": "digits"}, "runs": []}))
     with pytest.raises(SystemExit, match="holds runs with another data; give another --out"):
         RunFile(path, {"data": "mnist"})
+
+
+def test_noise_that_is_not_to_be_had_is_refused() -> None:
+    with pytest.raises(SystemExit, match="not of digits with gp; give --noise residuals"):
+        benchmark.main(Args(data="digits"))
+    with pytest.raises(SystemExit, match="not of mnist with forest; give --noise residuals"):
+        benchmark.main(Args(model="forest"))
+
+
+def test_target_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    args = Args(
+        data="digits", model="forest", noise="residuals", sides=("ours",), slots=(1,), num_seeds=1,
+        target=0.01, num_draws=300, num_processes=1,
+    )  # fmt: skip
+    benchmark.main(args)
+    table = capsys.readouterr().out
+    assert "the top from 0.0100 on" in table
+    assert "| 1 | ours | 1 | 1 (1 to 1) | 100% |" in table
 
 
 def test_unknown_side_is_named() -> None:

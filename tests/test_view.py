@@ -273,10 +273,6 @@ SAMPLERS = {
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_any_sampler_of_optuna_can_be_asked(name: str) -> None:
-    if name == "cma-es":
-        pytest.importorskip("cmaes")
-    if name == "gaussian process":
-        pytest.importorskip("scipy")
     shown = Shown(SAMPLERS[name]())
     for number in range(16):
         trial = f"t{number}"

@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from tune_jobs.engine.storage import SweepFolder, new_folder, old_folder, workin
 from tune_jobs.engine.study import STUDY_FILE
 
 __all__ = ["OpenSweep", "open_sweep"]
+
+NUM_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -170,21 +173,24 @@ def _with_data(settings: Settings, data: str | None) -> Settings:
 
 
 def _check_checkpoints(record: Record, folder: SweepFolder) -> None:
-    """See that unfinished trials can go on."""
+    """See that unfinished trials can go on.
+
+    Side by side, since promotion leaves hundreds of them, and at a URL each costs round trips.
+    """
     unfinished = record.running()
     if not unfinished:
         return
     shelf = Shelf(folder.filesystem, folder.path)
-    for trial in unfinished:
-        kept = shelf.of(folder_name(trial.number), results_of(trial))
-        if not kept:
-            continue
-        last = kept[max(kept)]
+    kept = {t.number: shelf.of(folder_name(t.number), results_of(t)) for t in unfinished}
+    last = {number: paths[max(paths)] for number, paths in kept.items() if paths}
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        checks = {n: pool.submit(check_checkpoint, folder.filesystem, last[n]) for n in last}
+    for number, check in checks.items():
         try:
-            check_checkpoint(folder.filesystem, last)
+            check.result()
         except CheckpointError as error:
             raise SettingsError(
-                f"trial {trial.number} cannot go on: {error}; nothing has been changed. Put back a "
-                f"copy of it, or delete {last}: the trial then goes on from the checkpoint before, "
-                "or anew."
+                f"trial {number} cannot go on: {error}; nothing has been changed. Put back a copy "
+                f"of it, or delete {last[number]}: the trial then goes on from the checkpoint "
+                "before, or anew."
             ) from error
