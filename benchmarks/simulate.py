@@ -3,7 +3,7 @@
     python -m benchmarks.simulate --out simulated.json                  # the table; ten minutes
     python -m benchmarks.simulate --out nan.json --nan-share 0.25       # a quarter diverges
     python -m benchmarks.simulate --out regret.json --to-the-end        # what is still to be gained
-    python -m benchmarks.simulate --out forest.json --model forest --noise residuals
+    python -m benchmarks.simulate --out forest.json --model forest      # by another surrogate
     python -m benchmarks.simulate --part tuning --sides ours "ours, factor 4"  # to choose settings
 
 Searchers and schedulers are real, training is looked up: in a model that is fitted to recorded
@@ -53,9 +53,9 @@ class Args:
     """What is optimised."""
     model: Literal["forest", "gp"] = "gp"
     """What is fitted to the curves; gp: a Gaussian process, with noise."""
-    noise: Literal["repeats", "residuals"] = "repeats"
-    """Luck of a training: what MNIST's configs that were trained again have shown, or what the
-    model leaves unexplained, which is nothing with a forest."""
+    noise: Literal["residuals", "repeats"] = "residuals"
+    """Luck of a training: what the model leaves unexplained, which is nothing with a forest, or
+    what MNIST's configs that were trained again have shown, whichever part they are of."""
     sides: tuple[str, ...] = (*OURS_SIDES, *PEERS)
     """Who is compared."""
     versus: str = OURS
@@ -178,7 +178,7 @@ def make_surrogate(args: Args) -> Surrogate:
         [configs[place] for place in part],
         {name: values[part] for name, values in curves.items()},
         GOALS[args.metric],
-        [repeats[place] for place in part if place in repeats],
+        list(repeats.values()),
         args.nan_share,
         args.model,
     )

@@ -58,7 +58,7 @@ def run_scripted(side: Any, num_slots: int = 1, **limits: Any) -> Run:
 
 
 def run_side(side: str, **args: Any) -> Run:
-    small = Args(data="digits", model="forest", noise="residuals", max_total_epochs=120, **args)
+    small = Args(data="digits", model="forest", max_total_epochs=120, **args)
     return Simulator(small, UNREACHABLE).run(Key(side, 4, 0)).run
 
 
@@ -275,8 +275,8 @@ def test_runs_in_the_file_are_not_made_again(
 ) -> None:
     out = tmp_path / "runs.json"
     args = Args(
-        data="digits", model="forest", noise="residuals", sides=("ours", "random + ASHA"),
-        slots=(4,), num_seeds=2, out=out, max_total_epochs=30, num_draws=300, num_processes=1,
+        data="digits", model="forest", sides=("ours", "random + ASHA"), slots=(4,), num_seeds=2,
+        out=out, max_total_epochs=30, num_draws=300, num_processes=1,
     )  # fmt: skip
     benchmark.main(args)
     table = capsys.readouterr().out
@@ -302,14 +302,14 @@ def test_file_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_noise_that_is_not_to_be_had_is_refused() -> None:
     with pytest.raises(SystemExit, match="not of digits with gp; give --noise residuals"):
-        benchmark.main(Args(data="digits"))
+        benchmark.main(Args(data="digits", noise="repeats"))
     with pytest.raises(SystemExit, match="not of mnist with forest; give --noise residuals"):
-        benchmark.main(Args(model="forest"))
+        benchmark.main(Args(model="forest", noise="repeats"))
 
 
 def test_target_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     args = Args(
-        data="digits", model="forest", noise="residuals", sides=("ours",), slots=(1,), num_seeds=1,
+        data="digits", model="forest", sides=("ours",), slots=(1,), num_seeds=1,
         target=0.01, num_draws=300, num_processes=1,
     )  # fmt: skip
     benchmark.main(args)
