@@ -206,9 +206,19 @@ def list_trainings(args: Args) -> list[Training]:
 
 
 def choose_repeated(args: Args) -> list[int]:
-    """Evenly among the best of the configs, as those ended that have been recorded."""
+    """Those that have been already, else some evenly among the best of the recorded ones.
+
+    Raises:
+        SystemExit: No config has been recorded.
+    """
+    recorded = read_rows(table_of(args.data))
+    if not recorded:
+        raise SystemExit("no config has been recorded; leave out --num-repeats first.")
+    again = sorted({training.config for training in recorded if training.repeat})
+    if again:
+        return again
     _, curves = read_curves(args.data)
-    firsts = _first_times(read_rows(table_of(args.data)))
+    firsts = _first_times(recorded)
     ranked = (-curves["val_acc"].max(axis=1)).argsort(kind="stable")
     places = np.linspace(0, REPEATED_SHARE * len(ranked), args.num_repeated, endpoint=False)
     return [firsts[ranked[int(place)]].config for place in places]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,15 @@ def begin(tmp_path: Path, data: str | None = "digits", **changes: Any) -> Record
         return sweep.begin(data)
 
 
-def add_running_trial(record: Record) -> None:
+def add_running_trial(record: Record, trial_id: str = "t") -> None:
     asked = create_trial(
         state=TrialState.RUNNING,
         params={"x": 0.5},
         distributions={"x": FloatDistribution(0, 1)},
     )
-    record.start("t", asked)
+    record.start(trial_id, asked)
     result = {"epoch": 1, "score": 0.5, "checkpoint_dir_name": "checkpoint_000000"}
-    record.report("t", 0.5, result, None)
+    record.report(trial_id, 0.5, result, None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -142,17 +143,22 @@ def test_record_that_is_gone_is_refused_where_there_are_trials(tmp_path: Path) -
 def test_trial_whose_checkpoint_is_damaged_is_named_and_goes_on_once_it_is_deleted(
     tmp_path: Path,
 ) -> None:
-    add_running_trial(begin(tmp_path))
-    checkpoint = tmp_path / "s" / "trial_0000" / "checkpoint_000000"
-    checkpoint.mkdir(parents=True)
+    record = begin(tmp_path)
+    for number in range(3):
+        add_running_trial(record, f"t{number}")
+        checkpoint = tmp_path / "s" / f"trial_000{number}" / "checkpoint_000000"
+        checkpoint.mkdir(parents=True)
+        with zipfile.ZipFile(checkpoint / "checkpoint.ckpt", "w") as file:
+            file.writestr("weights", b"")
+    checkpoint = tmp_path / "s" / "trial_0001" / "checkpoint_000000"
     (checkpoint / "checkpoint.ckpt").write_bytes(b"PK cut off")
     before = contents(tmp_path / "s")
-    with pytest.raises(SettingsError, match=f"trial 0 cannot go on: .* delete {checkpoint}"):
+    with pytest.raises(SettingsError, match=f"trial 1 cannot go on: .* delete {checkpoint}"):
         begin(tmp_path, resume=True)
     assert contents(tmp_path / "s") == before
     (checkpoint / "checkpoint.ckpt").unlink()
     checkpoint.rmdir()
-    assert begin(tmp_path, resume=True).num_trials == 1
+    assert begin(tmp_path, resume=True).num_trials == 3
 
 
 def test_configs_and_retries_are_put_into_the_queue(tmp_path: Path) -> None:

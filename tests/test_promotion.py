@@ -2,6 +2,7 @@
 
 import math
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,9 @@ class Slots:
         self.trained: list[tuple[str, int]] = []
         self.starts: list[str] = []  # what the slots were given, in order
         self.is_over = False
+
+    def _set_trial_status(self, trial: FakeTrial, status: str) -> None:  # Tune's
+        trial.status = status
 
     def stop_trial(self, trial: FakeTrial) -> None:  # Tune's, for a paused one
         assert trial.status == Trial.PAUSED
@@ -332,6 +336,22 @@ def test_of_equals_those_that_were_started_first_go_on() -> None:
 
 def test_rungs_of_factor_three_over_243_epochs() -> None:
     assert list(make_asha(243).rungs) == [1, 3, 9, 27, 81, 243]
+
+
+def test_trial_whose_process_dies_as_it_is_saved_waits_all_the_same() -> None:
+    ledger = Ledger()
+    curves = {name: [gain] * 9 for name, gain in zip("abc", (0.9, 0.5, 0.1), strict=True)}
+    slots = Slots(make_asha(9, record=ledger), curves, num_slots=3)
+    slots.fill()
+    worst = slots.running[-1]
+    slots.asha.on_trial_result(None, worst, {"epoch": 1, "score": 0.1})
+    worst.status = Trial.ERROR
+    slots.asha.on_trial_error(None, worst)
+    worst.status = Trial.PENDING  # as Tune puts it back into its queue
+    slots.asha.on_trial_add(SimpleNamespace(_tune_controller=slots), worst)
+    assert worst.status == Trial.PAUSED
+    assert slots.asha.num_waiting == 1
+    assert not slots.asha.promote(is_last=False)
 
 
 def resume(ledger: Ledger, asha: PromotionASHA, curves: dict[str, list[float]]) -> Slots:

@@ -4,10 +4,11 @@
 """
 
 import pytest
-from torture import torture
+from torture import KINDS, torture
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-def test_sweep_is_complete_and_consistent_however_often_its_driver_is_killed() -> None:
-    assert torture(0, "driver") == []
+@pytest.mark.parametrize("asha", KINDS)
+def test_sweep_is_complete_and_consistent_however_often_its_driver_is_killed(asha: str) -> None:
+    assert torture(0, "driver", asha) == []

@@ -93,6 +93,22 @@ def test_rung_is_not_trusted_before_enough_trials_have_reached_it() -> None:
     assert [value for _, value in shown.states()] == [*[0.3] * 5, 0.4, None, None]
 
 
+def test_rung_whose_trials_have_crashed_is_left_again() -> None:
+    shown = Shown()
+    names = "abcdefghijkl"
+    shown.start(*names)
+    for name in names:
+        shown.report(name, 0.1)
+    shown.waiting.update(names[NUM_ENOUGH:])
+    for name in names[:NUM_ENOUGH]:
+        shown.report(name, 0.1, 0.2, 0.3)
+    assert {value for _, value in shown.states()} == {0.3, None}
+    for name in names[:NUM_ENOUGH]:
+        shown.end(name, PRUNED, 0.1, 0.2, 0.3, crashed=True)
+    good = len(names) - NUM_ENOUGH
+    assert shown.states() == [(PRUNED, None)] * NUM_ENOUGH + [(COMPLETE, 0.1)] * good
+
+
 def test_more_slots_ask_for_more_values() -> None:
     shown = Shown()
     names = "abcdefgh"

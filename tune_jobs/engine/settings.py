@@ -121,7 +121,7 @@ class LightningSettings(Settings):
     | stopping          |   603 |   662 |   806 | 1,668 |
     | Ray, random       |   680 |   725 |   942 | 1,665 |
     | Ray, OptunaSearch | 1,437 |   983 | 1,553 | 2,654 |
-    | Optuna, halving   | 1,038 | 3,000 | 1,692 | 3,000 |
+    | Optuna, halving   | 1,038 | >3000 | 1,692 | >3000 |
     | Optuna, Hyperband |   754 |   818 | 1,293 | 2,804 |
     | Syne Tune, ASHA   |   828 |   862 | 1,009 | 1,544 |
     | Syne Tune, BOHB   |   738 |   942 |   912 | 1,486 |"""
@@ -135,6 +135,8 @@ class LightningSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_positive(self, "max_epochs", "grace_epochs")
+        if self.asha not in ("promotion", "stopping"):
+            raise SettingsError(f"asha must be 'promotion' or 'stopping', got {self.asha!r}.")
         if self.grace_epochs > self.max_epochs:
             raise SettingsError(
                 f"grace_epochs must not exceed max_epochs, got {self.grace_epochs} and "

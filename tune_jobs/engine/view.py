@@ -56,8 +56,8 @@ class View:
     values of the first epoch with values of the last. So all are shown at one rung, as BOHB does
     (https://arxiv.org/abs/1807.01774): the highest that enough trials have reached, three for each
     parameter and as many as run side by side; but none below the eighth epoch, or the last rung but
-    one. Of recorded configs the best 1 % were about the 32nd in a hundred at the first epoch, the
-    19th at the third, the 4th at the ninth: what is learnt from low rungs leads away from the best.
+    one. Of 420 recorded configs the best 1 % were on average the 34th in a hundred at the first
+    epoch, the 14th at the third, the 9th at the ninth: what is learnt from low rungs leads astray.
 
     - A trial that has reached that rung is COMPLETE with its value there, though it may still run;
       one that ended by itself before it, with its own.
@@ -167,9 +167,9 @@ class View:
         if not self._rungs:
             return
         waited, self._waiting = self._waiting, self._find_waiting()
-        has_risen = self._raise_level(num_running=len(self._unfinished) - len(self._waiting))
+        has_moved = self._move_level(num_running=len(self._unfinished) - len(self._waiting))
         changed = self._noted | (self._waiting ^ waited)
-        for number in range(len(self._seen)) if has_risen else changed:
+        for number in range(len(self._seen)) if has_moved else changed:
             self._show(number)
         self._noted.clear()
         self._let_look_again()
@@ -189,12 +189,16 @@ class View:
         but_last = self._rungs[:-1] or self._rungs or [0]
         return next((rung for rung in but_last if rung >= LEAST_LEVEL), but_last[-1])
 
-    def _raise_level(self, num_running: int) -> bool:
-        """Go up to the highest rung that enough trials have reached, and never down again."""
-        num_enough = max(VALUES_PER_PARAMETER * self._num_params, num_running, 1)
+    def _move_level(self, num_running: int) -> bool:
+        """Go up to the highest rung that enough trials have reached, and stay there, unless too
+        many of them have crashed since."""
+        per_parameters = VALUES_PER_PARAMETER * self._num_params
+        num_enough = max(per_parameters, num_running, 1)
         enough = [rung for rung in self._rungs if self._num_at[rung] >= num_enough]
-        before, self._level = self._level, max([self._level, *enough])
-        return self._level > before
+        before = self._level
+        stays = self._num_at[before] >= per_parameters
+        self._level = max([before if stays else self._find_least_level(), *enough])
+        return self._level != before
 
     def _let_look_again(self) -> None:
         """Let samplers see trials that had been hidden.
@@ -238,6 +242,9 @@ class View:
         seen = self._seen[number]
         seen.state, seen.value, seen.curve = state, value, curve
         seen.has_crashed = has_crashed
+        if has_crashed:  # it has no value to learn from
+            highest = max(seen.at_rungs, default=0)
+            self._num_at.subtract(rung for rung in self._rungs if rung <= highest)
         self._unfinished.discard(number)
         self._show(number)
 
