@@ -70,8 +70,8 @@ class Lap:
         seconds: From the first epoch's start to the report that reached the target; None: none did.
         epochs: Epochs of all trials.
         num_trials: Trials that were started.
-        num_pauses: Times that a process went from a paused trial to another.
-        pause_s: Seconds between these, from the end of one's epoch to the start of the other's:
+        num_switches: Times that a process went from one trial, paused or ended, to another.
+        switch_s: Seconds between these, from the end of one's epoch to the start of the other's:
             median; None: there were none.
         epoch_gap_s: The same between two epochs of one trial.
     """
@@ -81,8 +81,8 @@ class Lap:
     seconds: float | None
     epochs: int
     num_trials: int
-    num_pauses: int
-    pause_s: float | None
+    num_switches: int
+    switch_s: float | None
     epoch_gap_s: float | None
 
 
@@ -193,12 +193,12 @@ def race(args: Args, name: str, seed: int, target: float) -> Lap:
 
 def summarise(name: str, seed: int, sweep: Sweep, notes: Path, target: float) -> Lap:
     events = [read_events(file) for file in sorted(notes.iterdir())]
-    pauses: list[float] = []
+    switches: list[float] = []
     gaps: list[float] = []
     for process in events:
         for (trial, event, ended), (other, _, started) in itertools.pairwise(process):
             if event == "end":
-                (gaps if trial == other else pauses).append(started - ended)
+                (gaps if trial == other else switches).append(started - ended)
     curves = [results_of(trial) for trial in sweep.study.trials]
     times = [
         (trial.user_attrs["trial_id"], epoch)
@@ -214,8 +214,8 @@ def summarise(name: str, seed: int, sweep: Sweep, notes: Path, target: float) ->
         min(reached, default=None),
         sum(len(curve) for curve in curves),
         len(curves),
-        len(pauses),
-        statistics.median(pauses) if pauses else None,
+        len(switches),
+        statistics.median(switches) if switches else None,
         statistics.median(gaps) if gaps else None,
     )
 
@@ -238,7 +238,9 @@ def end_of(events: list[list[tuple[str, str, float]]], trial_id: str, epoch: int
 
 def print_table(laps: list[Lap], args: Args) -> None:
     rng = np.random.default_rng(0)
-    print("| side | sweeps | median seconds | got there | median epochs | pause | next epoch |")
+    print(
+        "| side | sweeps | median seconds | got there | median epochs | next trial | next epoch |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name in args.sides:
         own = [lap for lap in laps if lap.side == name]
@@ -246,13 +248,13 @@ def print_table(laps: list[Lap], args: Args) -> None:
         medians = np.median(rng.choice(took, (10_000, len(took))), axis=1)
         low, high = np.quantile(medians, [0.025, 0.975])
         there = np.mean([lap.seconds is not None for lap in own])
-        pauses = [lap.pause_s for lap in own if lap.pause_s is not None]
+        switches = [lap.switch_s for lap in own if lap.switch_s is not None]
         gaps = [lap.epoch_gap_s for lap in own if lap.epoch_gap_s is not None]
         seconds = f"{np.median(took):.0f} ({low:.0f} to {high:.0f})"
         print(
             f"| {name} | {len(own)} | {seconds} | {there:.0%} "
             f"| {np.median([lap.epochs for lap in own]):.0f} "
-            f"| {statistics.median(pauses):.3f} s | {statistics.median(gaps):.3f} s |"
+            f"| {statistics.median(switches):.3f} s | {statistics.median(gaps):.3f} s |"
         )
 
 

@@ -1,4 +1,4 @@
-"""The peers of the simulation, as their users have them: no settings but the job's own.
+"""The peers of the simulation: no settings but the job's own, so all have its reduction factor.
 
 Syne Tune's are left out where the package is missing; it needs no place among the dependencies.
 """
@@ -210,4 +210,6 @@ PEERS: dict[str, MakeSide] = {
     "Syne Tune BOHB": _syne_tune("BOHB"),
     "random + ASHA, factor 3": partial(make_tune_side, is_random=True, reduction_factor=3),
     "OptunaSearch + ASHA, factor 3": partial(make_tune_side, is_random=False, reduction_factor=3),
+    "random + ASHA, factor 4": partial(make_tune_side, is_random=True, reduction_factor=4),
+    "OptunaSearch + ASHA, factor 4": partial(make_tune_side, is_random=False, reduction_factor=4),
 }

@@ -113,6 +113,9 @@ class LightningSettings(Settings):
     were there before it, else it ends for good. Nothing is
     paused. The first trials go on because they are first,
     whatever they are worth.
+    With either, TPE learns from late epochs alone: about 40
+    configs are drawn at random before it begins, about 80
+    beyond ten epochs.
     Epochs of all trials until one was among the best 1 % of
     MNIST's space, with 1, 4, 16 and 64 slots, medians of
     simulated sweeps (python -m benchmarks.simulate):
