@@ -132,12 +132,12 @@ class OptunaSide:
         return "stop"
 
 
-def make_halving_side(task: Task) -> Side:
-    return OptunaSide(task, SuccessiveHalvingPruner(reduction_factor=REDUCTION_FACTOR))
+def make_halving_side(task: Task, reduction_factor: int = REDUCTION_FACTOR) -> Side:
+    return OptunaSide(task, SuccessiveHalvingPruner(reduction_factor=reduction_factor))
 
 
-def make_hyperband_side(task: Task) -> Side:
-    return OptunaSide(task, HyperbandPruner(1, task.max_epochs, REDUCTION_FACTOR))
+def make_hyperband_side(task: Task, reduction_factor: int = REDUCTION_FACTOR) -> Side:
+    return OptunaSide(task, HyperbandPruner(1, task.max_epochs, reduction_factor))
 
 
 class SyneTuneSide:
@@ -210,6 +210,9 @@ PEERS: dict[str, MakeSide] = {
     "Syne Tune BOHB": _syne_tune("BOHB"),
     "random + ASHA, factor 3": partial(make_tune_side, is_random=True, reduction_factor=3),
     "OptunaSearch + ASHA, factor 3": partial(make_tune_side, is_random=False, reduction_factor=3),
+    # Their own defaults.
     "random + ASHA, factor 4": partial(make_tune_side, is_random=True, reduction_factor=4),
     "OptunaSearch + ASHA, factor 4": partial(make_tune_side, is_random=False, reduction_factor=4),
+    "Optuna + SuccessiveHalving, factor 4": partial(make_halving_side, reduction_factor=4),
+    "Optuna + Hyperband, factor 3": partial(make_hyperband_side, reduction_factor=3),
 }
