@@ -1,6 +1,6 @@
 """How many epochs a sweep takes to find a config of the top 1 %: in simulated time, side by side.
 
-    python -m benchmarks.simulate --out simulated.json                  # the table; ten minutes
+    python -m benchmarks.simulate --out simulated.json                  # ours and all peers
     python -m benchmarks.simulate --out nan.json --nan-share 0.25       # a quarter diverges
     python -m benchmarks.simulate --out regret.json --to-the-end        # what is still to be gained
     python -m benchmarks.simulate --out forest.json --model forest      # by another surrogate

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 from benchmarks.simulated_ours import make_ours
 from benchmarks.simulated_time import MakeSide, Side, Task
@@ -40,8 +39,7 @@ def make_oracle(task: Task, tells_sampler: bool = True, tells_scheduler: bool = 
             trial_id = str(self._seen[number].trial_id)
             super()._note(number, {task.max_epochs: expected[trial_id]} if curve else {})
 
-    with patch("tune_jobs.engine.search.View", OracleView if tells_sampler else View):
-        return make_ours(task, asha=OraclePromotion)
+    return make_ours(task, asha=OraclePromotion, view=OracleView if tells_sampler else View)
 
 
 ORACLES: dict[str, MakeSide] = {

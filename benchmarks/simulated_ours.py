@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
+from unittest.mock import patch
 
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
@@ -16,6 +17,7 @@ from tune_jobs.engine.record import Record
 from tune_jobs.engine.scheduler import ASHA, PromotionASHA, StoppingASHA
 from tune_jobs.engine.search import StudySearch, convert_space
 from tune_jobs.engine.settings import LightningSettings
+from tune_jobs.engine.view import View
 from tune_jobs.mnist import SEARCH_SPACE
 
 __all__ = ["OURS", "OURS_SIDES", "OurSide", "make_ours"]
@@ -40,6 +42,7 @@ def make_ours(
     grace_epochs: int = 1,
     reduction_factor: float = LightningSettings.reduction_factor,
     sampler: Callable[[], BaseSampler] = TPESampler,
+    view: type[View] = View,
 ) -> Side:
     """The objects of a sweep as `tune_jobs/engine/sweep.py` wires them; the record is in memory."""
     goal = task.goal
@@ -49,16 +52,17 @@ def make_ours(
     scheduler: Any = asha(
         goal, task.max_epochs, grace_epochs, reduction_factor, stop_at=None, record=record
     )
-    search = StudySearch(
-        convert_space(SEARCH_SPACE),
-        goal,
-        record,
-        sampler(),
-        task.seed,
-        scheduler.endings,
-        rungs=scheduler.rungs,
-        has_to_wait=scheduler.has_to_wait,
-    )
+    with patch("tune_jobs.engine.search.View", view):
+        search = StudySearch(
+            convert_space(SEARCH_SPACE),
+            goal,
+            record,
+            sampler(),
+            task.seed,
+            scheduler.endings,
+            rungs=scheduler.rungs,
+            has_to_wait=scheduler.has_to_wait,
+        )
     return OurSide(search, scheduler, goal.metric)
 
 

@@ -1,4 +1,5 @@
-"""The peers of the simulation: no settings but the job's own, so all have its reduction factor.
+"""The peers of the simulation: no settings but the job's own, its reduction factor among them;
+those with a factor in their name have that.
 
 Syne Tune's are left out where the package is missing; it needs no place among the dependencies.
 """
@@ -210,7 +211,7 @@ PEERS: dict[str, MakeSide] = {
     "Syne Tune BOHB": _syne_tune("BOHB"),
     "random + ASHA, factor 3": partial(make_tune_side, is_random=True, reduction_factor=3),
     "OptunaSearch + ASHA, factor 3": partial(make_tune_side, is_random=False, reduction_factor=3),
-    # Their own defaults.
+    # These are their defaults.
     "random + ASHA, factor 4": partial(make_tune_side, is_random=True, reduction_factor=4),
     "OptunaSearch + ASHA, factor 4": partial(make_tune_side, is_random=False, reduction_factor=4),
     "Optuna + SuccessiveHalving, factor 4": partial(make_halving_side, reduction_factor=4),

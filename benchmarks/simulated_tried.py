@@ -6,7 +6,6 @@ python -m benchmarks.simulate --part tuning --sides ours "ours, factor 4"
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 from optuna.samplers import CmaEsSampler, GPSampler, RandomSampler
 from optuna.trial import TrialState
@@ -70,11 +69,6 @@ def make_late(task: Task, first_rung: int, is_late: Callable[[int], bool]) -> Si
     return make_ours(task, asha=partial(LateASHA, first_rung=first_rung, is_late=is_late))
 
 
-def make_pruned(task: Task) -> Side:
-    with patch("tune_jobs.engine.search.View", PrunedView):
-        return make_ours(task)
-
-
 TRIED: dict[str, MakeSide] = {
     "ours, random": partial(make_ours, sampler=RandomSampler),
     "ours, GP": partial(make_ours, sampler=GPSampler),
@@ -86,5 +80,5 @@ TRIED: dict[str, MakeSide] = {
     "ours, barrier 20": partial(make_barrier, num_trials=20),
     "ours, bracket 4": partial(make_bracket, first_rung=4),
     "ours, bracket 8": partial(make_bracket, first_rung=8),
-    "ours, pruned": make_pruned,
+    "ours, pruned": partial(make_ours, view=PrunedView),
 }

@@ -181,16 +181,19 @@ def _check_checkpoints(record: Record, folder: SweepFolder) -> None:
     if not unfinished:
         return
     shelf = Shelf(folder.filesystem, folder.path)
-    kept = {t.number: shelf.of(folder_name(t.number), results_of(t)) for t in unfinished}
-    last = {number: paths[max(paths)] for number, paths in kept.items() if paths}
+    last = {
+        trial.number: kept[max(kept)]
+        for trial in unfinished
+        if (kept := shelf.of(folder_name(trial.number), results_of(trial)))
+    }
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        checks = {n: pool.submit(check_checkpoint, folder.filesystem, last[n]) for n in last}
-    for number, check in checks.items():
+        checks = [pool.submit(check_checkpoint, folder.filesystem, path) for path in last.values()]
+    for (number, path), check in zip(last.items(), checks, strict=True):
         try:
             check.result()
         except CheckpointError as error:
             raise SettingsError(
                 f"trial {number} cannot go on: {error}; nothing has been changed. Put back a copy "
-                f"of it, or delete {last[number]}: the trial then goes on from the checkpoint "
+                f"of it, or delete {path}: the trial then goes on from the checkpoint "
                 "before, or anew."
             ) from error

@@ -276,7 +276,6 @@ class PromotionASHA(ASHA):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_add(tune_controller, trial)
         self._order.setdefault(trial.trial_id, len(self._order))
-        self._forget(trial)
         if trial.status == Trial.PENDING and self.has_to_wait(trial.trial_id):
             # Its process died as it was to be saved, and Tune would run it again: a trial that has
             # not been promoted would train on to the next rung.
