@@ -14,7 +14,7 @@ import pytest
 import yaml
 from packaging.utils import canonicalize_name
 
-from tune_jobs.engine.doctor import Finding, examine
+from tune_jobs.doctor.checks import Finding, examine
 
 REPO = Path(__file__).parents[1]
 AWS, ONPREM = SHIPPED = ["cluster.yaml", "cluster-onprem.yaml"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tune_jobs.engine import cli
-from tune_jobs.engine.doctor import Finding
+from tune_jobs import cli
+from tune_jobs.doctor.checks import Finding
 
 FINDINGS = [
     Finding("head", "available_node_types.head.resources", "the head takes trials."),
@@ -113,7 +113,7 @@ def test_what_cannot_be_parsed_exits_2(args: list[str], capsys: pytest.CaptureFi
 def test_module_runs_without_torch_and_exits_with_the_code(tmp_path: Path) -> None:
     code = (
         "import runpy, sys; sys.argv[0] = 'tune-jobs'\n"
-        "try: runpy.run_module('tune_jobs.engine.cli', run_name='__main__')\n"
+        "try: runpy.run_module('tune_jobs.cli', run_name='__main__')\n"
         "finally: print('torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, "doctor", str(tmp_path / "none.yaml")]

@@ -24,7 +24,7 @@ from cluster_files import (
     swap,
 )
 
-from tune_jobs.engine.doctor import examine
+from tune_jobs.doctor.checks import examine
 
 # The file, what breaks it, the check that finds it, where, and what the message says.
 BROKEN: list[Case] = [

@@ -24,7 +24,7 @@ from cluster_files import (
     swap,
 )
 
-from tune_jobs.engine.doctor import examine
+from tune_jobs.doctor.checks import examine
 
 TORCH, RAY = PINS["torch"], PINS["ray"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 
-from tune_jobs.engine.cluster_file import AUTOSCALER, PLACEHOLDER, ClusterFile, Trouble
+from tune_jobs.doctor.cluster_file import AUTOSCALER, PLACEHOLDER, ClusterFile, Trouble
 
 __all__ = [
     "placeholders",

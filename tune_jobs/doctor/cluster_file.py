@@ -5,13 +5,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-from tune_jobs.engine.settings import SettingsError
 
 __all__ = [
     "AUTOSCALER",
@@ -19,6 +17,7 @@ __all__ = [
     "PLACEHOLDER",
     "RAYS_DEFAULT",
     "ClusterFile",
+    "ClusterFileError",
     "Command",
     "NodeConfig",
     "Trouble",
@@ -29,7 +28,16 @@ __all__ = [
 Trouble = tuple[str, str]  # where it is, and a sentence with the value found and the way out
 HERE = "this machine"
 
-AUTOSCALER = files("ray").joinpath("autoscaler")  # Ray's schema, and its defaults by provider
+
+def _ray_folder() -> Path:
+    """The folder of the installed Ray, without the second that its import takes."""
+    spec = find_spec("ray")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+AUTOSCALER = _ray_folder() / "autoscaler"  # Ray's schema, and its defaults by provider
 
 RAYS_DEFAULT = "Ray's default "
 
@@ -47,6 +55,10 @@ VARIABLE = re.compile(r"""(?<![\w$./-])([A-Za-z_]\w*)=(?!=)("[^"]*"|'[^']*'|[^\s
 WRITTEN = re.compile(r">\s*([^\s;&|<>()]+)")
 SOURCED = re.compile(r"""(?:\bsource|(?<![^\s'"])\.)\s+([^\s;&|<>()\\]+)""")
 STARTUP_FILES = {"~/.bashrc", "~/.bash_profile", "~/.profile"}
+
+
+class ClusterFileError(Exception):
+    """The file cannot be read as a cluster file; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -200,20 +212,20 @@ def read_cluster_file(path: Path) -> ClusterFile:
     """Read a cluster file.
 
     Raises:
-        SettingsError: It cannot be read, or holds no mapping.
+        ClusterFileError: It cannot be read, or holds no mapping.
     """
     try:
         with path.open() as file:
             # As Ray does before it validates the file: keys become strings, so do dates.
             written = json.loads(json.dumps(yaml.safe_load(file), default=str))
     except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror}).") from error
+        raise ClusterFileError(f"{path} cannot be read ({error.strerror}).") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise SettingsError(f"{path} is not YAML that Ray could read: {reason}.") from error
+        raise ClusterFileError(f"{path} is not YAML that Ray could read: {reason}.") from error
     if not isinstance(written, dict):
         kind = "nothing" if written is None else f"a {type(written).__name__}"
-        raise SettingsError(
+        raise ClusterFileError(
             f"{path} holds {kind}, no mapping; a cluster file begins with `cluster_name: ...`."
         )
     section = written.get("provider")

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 
-from tune_jobs.engine import cluster_schema, doctor_aws, doctor_versions
-from tune_jobs.engine.cluster_file import (
+from tune_jobs.doctor import schema as cluster_schema
+from tune_jobs.doctor import aws as doctor_aws
+from tune_jobs.doctor import versions as doctor_versions
+from tune_jobs.doctor.cluster_file import (
     HERE,
     PLACEHOLDER,
     ClusterFile,
+    ClusterFileError,
     Trouble,
     names_of,
     read_cluster_file,
 )
-from tune_jobs.engine.settings import SettingsError
 
 __all__ = ["Finding", "examine"]
 
@@ -51,7 +53,7 @@ def examine(file: Path, ask_aws: bool = False) -> list[Finding]:
     """
     try:
         cluster = read_cluster_file(file)
-    except SettingsError as error:
+    except ClusterFileError as error:
         return [Finding("file", str(file), str(error))]
     checks = CHECKS_OF_ANY_FILE
     if not any(cluster_schema.schema(cluster)):

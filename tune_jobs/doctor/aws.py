@@ -7,8 +7,8 @@ from contextlib import ExitStack, closing
 from itertools import product
 from typing import Any
 
-from tune_jobs.engine.cluster_file import PLACEHOLDER, ClusterFile, NodeConfig, Trouble
-from tune_jobs.engine.doctor_versions import INSTALL_CLUSTER
+from tune_jobs.doctor.cluster_file import PLACEHOLDER, ClusterFile, NodeConfig, Trouble
+from tune_jobs.doctor.versions import INSTALL_CLUSTER
 
 __all__ = ["account", "image", "instance_type", "no_mount", "no_profile", "security_group"]
 

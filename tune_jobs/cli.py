@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 from tyro.extras import SubcommandApp
 
-from tune_jobs.engine.doctor import Finding, examine
+from tune_jobs.doctor.checks import Finding, examine
 
 __all__ = ["main"]
 

@@ -15,7 +15,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tune_jobs.engine.cluster_file import (
+from tune_jobs.doctor.cluster_file import (
     HERE,
     RAYS_DEFAULT,
     ClusterFile,

@@ -1,0 +1,1 @@
+"""`tune-jobs doctor`: what is wrong with a cluster file; imports neither the engine nor Ray."""
