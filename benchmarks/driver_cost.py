@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from ray import tune
 
 from tune_jobs.engine import Settings, run_sweep
-from tune_jobs.engine.search import StudySearch
+from tune_jobs.engine.search.study_search import StudySearch
 
 
 @dataclass(frozen=True)

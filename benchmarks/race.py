@@ -32,11 +32,11 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from benchmarks.record_curves import Args as RecordArgs
 from benchmarks.record_curves import load_images, read_curves
 from tune_jobs.engine import LightningSettings, Sweep, run_sweep
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.reasons import Reason
-from tune_jobs.engine.record import Record, results_of
-from tune_jobs.engine.scheduler import EpochScheduler
-from tune_jobs.engine.view import View
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Reason
+from tune_jobs.engine.search.asha import EpochScheduler
+from tune_jobs.engine.search.view import View
+from tune_jobs.engine.store.record import Record, results_of
 from tune_jobs.mnist import SEARCH_SPACE, make_data, make_model
 
 SIDES = ("ours", "stopping", "stock")
@@ -152,7 +152,7 @@ def side(name: str) -> Iterator[None]:
 
     with (
         patch("tune_jobs.engine.sweep._make_scheduler", make_stock),
-        patch("tune_jobs.engine.search.View", StockView),
+        patch("tune_jobs.engine.search.study_search.View", StockView),
     ):
         yield
 

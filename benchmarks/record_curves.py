@@ -97,8 +97,8 @@ def record(training: Training, data: Splits, max_epochs: int) -> list[list[float
     """
     import pytorch_lightning as pl
 
-    from tune_jobs.engine.resources import Resources
-    from tune_jobs.engine.trial import make_trainer
+    from tune_jobs.engine.cluster.slots import Resources
+    from tune_jobs.engine.trainable.lightning import make_trainer
 
     class Notes(pl.Callback):
         def __init__(self) -> None:

@@ -33,7 +33,7 @@ from benchmarks.simulated_table import Row, Scale, make_table
 from benchmarks.simulated_time import Limits, MakeSide, Run, Task, simulate
 from benchmarks.simulated_tried import TRIED
 from benchmarks.surrogate import Surrogate
-from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.core.goal import Goal
 
 GOALS = {"val_acc": Goal("val_acc", "max"), "val_loss": Goal("val_loss", "min")}
 SIDES: dict[str, MakeSide] = {**OURS_SIDES, **PEERS, **ORACLES, **TRIED}

@@ -6,8 +6,8 @@ from typing import Any
 
 from benchmarks.simulated_ours import make_ours
 from benchmarks.simulated_time import MakeSide, Side, Task
-from tune_jobs.engine.scheduler import PromotionASHA
-from tune_jobs.engine.view import View
+from tune_jobs.engine.search.asha import PromotionASHA
+from tune_jobs.engine.search.view import View
 
 __all__ = ["ORACLES"]
 

@@ -13,11 +13,11 @@ from ray.tune.experiment import Trial
 
 from benchmarks.simulated_peers import SimulatedTrial, TuneSide
 from benchmarks.simulated_time import MakeSide, Side, Start, Task
-from tune_jobs.engine.record import Record
-from tune_jobs.engine.scheduler import ASHA, PromotionASHA, StoppingASHA
-from tune_jobs.engine.search import StudySearch, convert_space
-from tune_jobs.engine.settings import LightningSettings
-from tune_jobs.engine.view import View
+from tune_jobs.engine.core.settings import LightningSettings
+from tune_jobs.engine.search.asha import ASHA, PromotionASHA, StoppingASHA
+from tune_jobs.engine.search.study_search import StudySearch, convert_space
+from tune_jobs.engine.search.view import View
+from tune_jobs.engine.store.record import Record
 from tune_jobs.mnist import SEARCH_SPACE
 
 __all__ = ["OURS", "OURS_SIDES", "OurSide", "make_ours"]
@@ -52,7 +52,7 @@ def make_ours(
     scheduler: Any = asha(
         goal, task.max_epochs, grace_epochs, reduction_factor, stop_at=None, record=record
     )
-    with patch("tune_jobs.engine.search.View", view):
+    with patch("tune_jobs.engine.search.study_search.View", view):
         search = StudySearch(
             convert_space(SEARCH_SPACE),
             goal,

@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.simulated_time import Decision, MakeSide, Side, Start, Task
-from tune_jobs.engine.settings import LightningSettings
+from tune_jobs.engine.core.settings import LightningSettings
 from tune_jobs.mnist import SEARCH_SPACE
 
 __all__ = ["PEERS", "REDUCTION_FACTOR", "SimulatedTrial", "TuneSide", "has_syne_tune"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.simulated_time import Run
-from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.core.goal import Goal
 
 __all__ = ["Estimate", "Row", "Scale", "estimate_median", "estimate_ratio", "make_table"]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from benchmarks.surrogate import Curve, Surrogate
-from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.core.goal import Goal
 
 __all__ = ["Decision", "Limits", "MakeSide", "Run", "Side", "Start", "Task", "simulate"]
 

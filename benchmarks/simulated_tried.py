@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 
 from benchmarks.simulated_ours import make_ours
 from benchmarks.simulated_time import MakeSide, Side, Task
-from tune_jobs.engine.scheduler import PromotionASHA
-from tune_jobs.engine.view import View
+from tune_jobs.engine.search.asha import PromotionASHA
+from tune_jobs.engine.search.view import View
 
 __all__ = ["TRIED"]
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.record_curves import draw_config
 from benchmarks.surrogate_models import Floats, Forest, GaussianProcess, Model
-from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.core.goal import Goal
 
 __all__ = ["Curve", "Surrogate", "Top", "best_gains", "diverges", "draw_space", "encode"]
 

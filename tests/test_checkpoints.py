@@ -12,9 +12,9 @@ from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint, CheckpointConfig
 
-from tune_jobs.engine.checkpoints import KeepBestCheckpoints, Shelf, check_checkpoint
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.reasons import CheckpointError, Endings
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import CheckpointError, Endings
+from tune_jobs.engine.store.checkpoints import KeepBestCheckpoints, Shelf, check_checkpoint
 
 FAILED = {"reason": "KeyError", "message": "KeyError", "text": "Traceback"}
 LOCAL = fs.LocalFileSystem()

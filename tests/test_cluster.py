@@ -15,8 +15,8 @@ import ray
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 from ray.exceptions import RuntimeEnvSetupError
 
-from tune_jobs.engine import cluster as cluster_module
-from tune_jobs.engine.cluster import (
+from tune_jobs.engine.cluster import connection as cluster_module
+from tune_jobs.engine.cluster.connection import (
     Autoscaler,
     NodeType,
     read_autoscaler,
@@ -24,9 +24,9 @@ from tune_jobs.engine.cluster import (
     running_ray,
     wait_for_workers,
 )
-from tune_jobs.engine.resources import plan_resources
-from tune_jobs.engine.settings import Settings, SettingsError
-from tune_jobs.engine.shipping import code_to_ship
+from tune_jobs.engine.cluster.runtime_env import code_to_ship
+from tune_jobs.engine.cluster.slots import plan_resources
+from tune_jobs.engine.core.settings import Settings, SettingsError
 
 HEAD = {"CPU": 4.0, "node:__internal_head__": 1.0}
 GPU_NODE = {"CPU": 8.0, "GPU": 1.0}

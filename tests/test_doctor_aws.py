@@ -16,8 +16,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from botocore.parsers import ResponseParserError
 from moto import mock_aws
 
-from tune_jobs.doctor.cluster_file import read_cluster_file
 from tune_jobs.doctor.aws import account as examine_account
+from tune_jobs.doctor.cluster_file import read_cluster_file
 
 REGION = "us-west-2"
 TRUST = json.dumps({"Version": "2012-10-17", "Statement": []})

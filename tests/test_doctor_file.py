@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tune_jobs.doctor.cluster_file import Command, NodeConfig
 from tune_jobs.doctor.checks import examine
+from tune_jobs.doctor.cluster_file import Command, NodeConfig
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from optuna.trial import TrialState, create_trial
 from ray import cloudpickle
 from ray.exceptions import RayTaskError
 
-from tune_jobs.engine.ending import MAX_FAILURES_WITHOUT_SUCCESS, SweepStopper
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.reasons import CheckpointError, Reason
-from tune_jobs.engine.record import Record
-from tune_jobs.engine.scheduler import EpochScheduler, PromotionASHA
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import CheckpointError, Reason
+from tune_jobs.engine.execution.stopper import MAX_FAILURES_WITHOUT_SUCCESS, SweepStopper
+from tune_jobs.engine.search.asha import EpochScheduler, PromotionASHA
+from tune_jobs.engine.store.record import Record
 
 GOAL = Goal("score", "max")
 

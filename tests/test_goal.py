@@ -2,8 +2,8 @@
 
 import pytest
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.settings import SettingsError
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.settings import SettingsError
 
 
 @pytest.mark.parametrize(

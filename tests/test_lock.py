@@ -20,8 +20,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from tune_jobs.engine.lock import LOCK_FILE, SweepLock
-from tune_jobs.engine.settings import SettingsError
+from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.store.lock import LOCK_FILE, SweepLock
 
 HOST = socket.gethostname()
 GONE_PID = 2**22 + 1  # above the highest that Linux gives
@@ -102,7 +102,7 @@ def test_killed_driver_is_followed_at_once_and_a_living_one_never(
     program = f"""
 import time
 from pyarrow import fs
-from tune_jobs.engine.lock import SweepLock
+from tune_jobs.engine.store.lock import SweepLock
 with SweepLock(fs.LocalFileSystem(), {str(tmp_path / LOCK_FILE)!r}, watch_s=60):
     print("held", flush=True)
     time.sleep(60)

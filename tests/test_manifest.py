@@ -9,10 +9,10 @@ import optuna
 import pytest
 from ray import tune
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.manifest import Manifest, recorded_settings
-from tune_jobs.engine.search import convert_space
-from tune_jobs.engine.settings import LightningSettings, Settings, SettingsError
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.settings import LightningSettings, Settings, SettingsError
+from tune_jobs.engine.search.study_search import convert_space
+from tune_jobs.engine.store.manifest import Manifest, recorded_settings
 
 SPACE = {"lr": tune.loguniform(1e-4, 1e-1), "layers": tune.choice([2, 3]), "batch_size": 32}
 

@@ -12,12 +12,12 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 from ray import tune
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.manifest import Manifest, recorded_settings
-from tune_jobs.engine.opening import open_sweep
-from tune_jobs.engine.record import Record
-from tune_jobs.engine.search import convert_space
-from tune_jobs.engine.settings import LightningSettings, SettingsError
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.settings import LightningSettings, SettingsError
+from tune_jobs.engine.search.study_search import convert_space
+from tune_jobs.engine.store.manifest import Manifest, recorded_settings
+from tune_jobs.engine.store.opening import open_sweep
+from tune_jobs.engine.store.record import Record
 
 SPACE = convert_space({"x": tune.uniform(0, 1)})
 GOAL = Goal("score", "max")

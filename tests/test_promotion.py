@@ -9,9 +9,9 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.reasons import Reason
-from tune_jobs.engine.scheduler import PromotionASHA
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Reason
+from tune_jobs.engine.search.asha import PromotionASHA
 
 PAUSE, STOP = TrialScheduler.PAUSE, TrialScheduler.STOP
 

@@ -10,8 +10,8 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from ray.tune.experiment import Trial
 
-from tune_jobs.engine.reasons import Blame, CheckpointError, Failure, failure_of
-from tune_jobs.engine.trials import SweepTrial
+from tune_jobs.engine.core.outcome import Blame, CheckpointError, Failure, failure_of
+from tune_jobs.engine.execution.queue import SweepTrial
 
 
 class TorchOutOfMemoryError(RuntimeError):

@@ -15,9 +15,10 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.reasons import Blame, Failure, Reason
-from tune_jobs.engine.record import (
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Blame, Failure, Reason
+from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.store.record import (
     Record,
     RecordError,
     failure_in,
@@ -25,7 +26,6 @@ from tune_jobs.engine.record import (
     reason_of,
     results_of,
 )
-from tune_jobs.engine.settings import SettingsError
 
 GOAL = Goal("score", "max")
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from tune_jobs.engine.resources import (
+from tune_jobs.engine.cluster.slots import (
     DEFAULT_GPU_SHARE,
     Resources,
     count_slots,
     plan_resources,
 )
-from tune_jobs.engine.settings import Settings, SettingsError
+from tune_jobs.engine.core.settings import Settings, SettingsError
 
 TWO_GPUS = {"CPU": 16.0, "GPU": 2.0}
 

@@ -8,8 +8,8 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.scheduler import (
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.search.asha import (
     ASHA,
     EpochScheduler,
     PromotionASHA,

@@ -15,13 +15,13 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
-from tune_jobs.engine.record import Record, failure_in, is_failed, reason_of
-from tune_jobs.engine.search import StudySearch, convert_space
-from tune_jobs.engine.seeding import retry_failed
-from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.study import STUDY_FILE, study_storage
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Blame, Endings, Failure, Reason
+from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.search.study_search import StudySearch, convert_space
+from tune_jobs.engine.store.record import Record, failure_in, is_failed, reason_of
+from tune_jobs.engine.store.study import STUDY_FILE, study_storage
+from tune_jobs.engine.store.warm_start import retry_failed
 
 SPACE = {"lr": tune.loguniform(1e-4, 1e-1), "layers": tune.choice([2, 3])}
 

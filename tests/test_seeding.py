@@ -12,19 +12,19 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.manifest import Manifest
-from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
-from tune_jobs.engine.record import Record
-from tune_jobs.engine.search import StudySearch, convert_space
-from tune_jobs.engine.seeding import (
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Blame, Endings, Failure, Reason
+from tune_jobs.engine.core.settings import Settings, SettingsError
+from tune_jobs.engine.search.study_search import StudySearch, convert_space
+from tune_jobs.engine.store.manifest import Manifest
+from tune_jobs.engine.store.record import Record
+from tune_jobs.engine.store.warm_start import (
     enqueue,
     others_of,
     read_configs,
     read_others,
     retry_failed,
 )
-from tune_jobs.engine.settings import Settings, SettingsError
 
 GOAL = Goal("score", "max")
 SPACE = {"x": tune.uniform(0, 1), "n": tune.choice([1, 2]), "constant": 7}

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from tune_jobs.engine.settings import LightningSettings, Settings, SettingsError, parse_settings
+from tune_jobs.engine.core.settings import (
+    LightningSettings,
+    Settings,
+    SettingsError,
+    parse_settings,
+)
 
 
 @pytest.mark.parametrize(

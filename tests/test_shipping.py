@@ -8,8 +8,8 @@ import pytest
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.runtime_env.packaging import create_package
 
-from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.shipping import check_kept, code_to_ship
+from tune_jobs.engine.cluster.runtime_env import check_kept, code_to_ship
+from tune_jobs.engine.core.settings import SettingsError
 
 REPO = Path(__file__).parents[1]
 

@@ -14,7 +14,7 @@ from benchmarks.simulated_table import Row, Scale, estimate_median, estimate_rat
 from benchmarks.simulated_time import Decision, Limits, Run, Start, Task, simulate
 from benchmarks.surrogate import Curve, Surrogate, diverges, draw_space, encode
 from benchmarks.surrogate_models import Forest, GaussianProcess
-from tune_jobs.engine.goal import Goal
+from tune_jobs.engine.core.goal import Goal
 
 GOAL = Goal("val_acc", "max")
 UNREACHABLE = 2.0

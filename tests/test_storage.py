@@ -9,9 +9,15 @@ import optuna
 import pytest
 from pyarrow import fs
 
-from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.storage import SweepFolder, new_folder, old_folder, storage_uri, working_files
-from tune_jobs.engine.study import copy_to_memory, load_study, study_storage
+from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.store.folder import (
+    SweepFolder,
+    new_folder,
+    old_folder,
+    storage_uri,
+    working_files,
+)
+from tune_jobs.engine.store.study import copy_to_memory, load_study, study_storage
 
 
 def test_folder_is_made_with_its_parents(tmp_path: Path) -> None:

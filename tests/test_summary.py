@@ -7,9 +7,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.resources import Resources
-from tune_jobs.engine.summary import TrialPrinter, format_summary, format_trial
+from tune_jobs.engine.cluster.slots import Resources
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.report.summary import TrialPrinter, format_summary, format_trial
 
 GOAL = Goal("val_acc", "max")
 

@@ -13,11 +13,11 @@ from pyarrow import fs
 from ray import tune
 
 from models.mlp import MLP
-from tune_jobs.engine.evaluation import evaluate
-from tune_jobs.engine.reasons import CheckpointError
-from tune_jobs.engine.resources import Resources
-from tune_jobs.engine.settings import LightningSettings, SettingsError
-from tune_jobs.engine.trial import (
+from tune_jobs.engine.cluster.slots import Resources
+from tune_jobs.engine.core.outcome import CheckpointError
+from tune_jobs.engine.core.settings import LightningSettings, SettingsError
+from tune_jobs.engine.trainable.evaluation import evaluate
+from tune_jobs.engine.trainable.lightning import (
     ENGINE_KWARGS,
     Recipe,
     _name_versions,

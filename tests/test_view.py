@@ -10,8 +10,8 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.view import View
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.search.view import View
 
 COMPLETE, FAIL, PRUNED, RUNNING = (
     TrialState.COMPLETE,

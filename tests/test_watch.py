@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-import tune_jobs.engine.watch
-from tune_jobs.engine.cluster import Capacity
-from tune_jobs.engine.resources import Resources, plan_resources
-from tune_jobs.engine.settings import Settings
-from tune_jobs.engine.watch import ClusterWatch
+import tune_jobs.engine.cluster.monitor
+from tune_jobs.engine.cluster.connection import Capacity
+from tune_jobs.engine.cluster.monitor import ClusterWatch
+from tune_jobs.engine.cluster.slots import Resources, plan_resources
+from tune_jobs.engine.core.settings import Settings
 
 HEAD = {"node:__internal_head__": 1.0}
 NODE = {"CPU": 4.0, "GPU": 1.0}
@@ -40,7 +40,7 @@ def watch(cluster: Cluster, most: int | None = None) -> ClusterWatch:
 
 
 def look(watch: ClusterWatch, monkeypatch: pytest.MonkeyPatch, *trials: Any) -> None:
-    monkeypatch.setattr(tune_jobs.engine.watch, "PERIOD_S", 0)
+    monkeypatch.setattr(tune_jobs.engine.cluster.monitor, "PERIOD_S", 0)
     watch.on_step_begin(0, list(trials))
 
 

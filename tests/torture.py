@@ -42,9 +42,9 @@ from ray import tune
 import psutil  # Ray brings its own, once it has been imported
 
 from tune_jobs.engine import LightningSettings, Sweep, load_study, run_job, run_sweep
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.record import results_of
-from tune_jobs.engine.scheduler import StoppingASHA
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.search.asha import StoppingASHA
+from tune_jobs.engine.store.record import results_of
 
 MODES = ("driver", "worker", "both")
 KINDS = ("promotion", "stopping")

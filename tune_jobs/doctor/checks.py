@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 
-from tune_jobs.doctor import schema as cluster_schema
 from tune_jobs.doctor import aws as doctor_aws
+from tune_jobs.doctor import schema as cluster_schema
 from tune_jobs.doctor import versions as doctor_versions
 from tune_jobs.doctor.cluster_file import (
     HERE,

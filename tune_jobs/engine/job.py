@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-from tune_jobs.engine.manifest import recorded_settings
-from tune_jobs.engine.reasons import Reason
-from tune_jobs.engine.results import Sweep, SweepFailedError
-from tune_jobs.engine.settings import Settings, SettingsError, parse_settings
-from tune_jobs.engine.storage import storage_uri
-from tune_jobs.engine.summary import format_summary
+from tune_jobs.engine.core.outcome import Reason
+from tune_jobs.engine.core.settings import Settings, SettingsError, parse_settings
+from tune_jobs.engine.report.results import Sweep, SweepFailedError
+from tune_jobs.engine.report.summary import format_summary
+from tune_jobs.engine.store.folder import storage_uri
+from tune_jobs.engine.store.manifest import recorded_settings
 
 __all__ = ["run_job"]
 

@@ -29,32 +29,32 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import TrialState
 from ray import tune
 
-from tune_jobs.engine.callbacks import ResultLogs
-from tune_jobs.engine.checkpoints import KeepBestCheckpoints, Shelf
-from tune_jobs.engine.cluster import (
+from tune_jobs.engine.cluster.connection import (
     check_shared,
     read_autoscaler,
     read_capacity,
     running_ray,
     wait_for_workers,
 )
-from tune_jobs.engine.ending import SweepStopper, interruptible
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.opening import OpenSweep, open_sweep
-from tune_jobs.engine.reasons import Reason
-from tune_jobs.engine.record import Record, id_of, promoted_from
-from tune_jobs.engine.resources import Resources, plan_resources
-from tune_jobs.engine.results import Sweep, SweepFailedError, collect_results
-from tune_jobs.engine.scheduler import EpochScheduler, PromotionASHA, StoppingASHA
-from tune_jobs.engine.search import SearchSpace, Space, StudySearch, convert_space
-from tune_jobs.engine.seeding import others_of
-from tune_jobs.engine.settings import LightningSettings, Settings, SettingsError
-from tune_jobs.engine.shipping import check_kept
-from tune_jobs.engine.storage import SweepFolder, storage_uri
-from tune_jobs.engine.summary import TrialPrinter
-from tune_jobs.engine.trial import Recipe, function_trial, lightning_trial
-from tune_jobs.engine.trials import TrialQueue
-from tune_jobs.engine.watch import ClusterWatch
+from tune_jobs.engine.cluster.monitor import ClusterWatch
+from tune_jobs.engine.cluster.runtime_env import check_kept
+from tune_jobs.engine.cluster.slots import Resources, plan_resources
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Reason
+from tune_jobs.engine.core.settings import LightningSettings, Settings, SettingsError
+from tune_jobs.engine.execution.callbacks import ResultLogs
+from tune_jobs.engine.execution.queue import TrialQueue
+from tune_jobs.engine.execution.stopper import SweepStopper, interruptible
+from tune_jobs.engine.report.results import Sweep, SweepFailedError, collect_results
+from tune_jobs.engine.report.summary import TrialPrinter
+from tune_jobs.engine.search.asha import EpochScheduler, PromotionASHA, StoppingASHA
+from tune_jobs.engine.search.study_search import SearchSpace, Space, StudySearch, convert_space
+from tune_jobs.engine.store.checkpoints import KeepBestCheckpoints, Shelf
+from tune_jobs.engine.store.folder import SweepFolder, storage_uri
+from tune_jobs.engine.store.opening import OpenSweep, open_sweep
+from tune_jobs.engine.store.record import Record, id_of, promoted_from
+from tune_jobs.engine.store.warm_start import others_of
+from tune_jobs.engine.trainable.lightning import Recipe, function_trial, lightning_trial
 
 __all__ = ["run_sweep"]
 

@@ -24,11 +24,11 @@ from pyarrow import fs
 from ray import tune
 from ray.train._internal.session import get_session
 
-from tune_jobs.engine.checkpoints import CHECKPOINT_FILE, check_checkpoint
-from tune_jobs.engine.goal import ENDS_ITSELF
-from tune_jobs.engine.reasons import CheckpointError
-from tune_jobs.engine.resources import Resources
-from tune_jobs.engine.settings import LightningSettings, SettingsError
+from tune_jobs.engine.cluster.slots import Resources
+from tune_jobs.engine.core.goal import ENDS_ITSELF
+from tune_jobs.engine.core.outcome import CheckpointError
+from tune_jobs.engine.core.settings import LightningSettings, SettingsError
+from tune_jobs.engine.store.checkpoints import CHECKPOINT_FILE, check_checkpoint
 
 __all__ = [
     "MetricNotLoggedError",

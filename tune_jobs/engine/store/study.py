@@ -6,7 +6,7 @@ import optuna
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from tune_jobs.engine.storage import downloaded, is_url
+from tune_jobs.engine.store.folder import downloaded, is_url
 
 __all__ = ["STUDY_FILE", "copy_to_memory", "load_study", "study_storage"]
 

@@ -14,10 +14,10 @@ from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.reasons import Failure, Reason
-from tune_jobs.engine.record import failure_in, reason_of
-from tune_jobs.engine.scheduler import rung_at
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Failure, Reason
+from tune_jobs.engine.search.asha import rung_at
+from tune_jobs.engine.store.record import failure_in, reason_of
 
 __all__ = ["View", "has_crashed", "reseed"]
 

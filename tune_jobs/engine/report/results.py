@@ -21,11 +21,14 @@ from ray.air.constants import EXPR_ERROR_FILE
 from ray.tune import Checkpoint, ResultGrid
 from ray.tune.utils import flatten_dict
 
-from tune_jobs.engine.checkpoints import CHECKPOINT_FILE
-from tune_jobs.engine.evaluation import evaluate
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.reasons import Reason
-from tune_jobs.engine.record import (
+from tune_jobs.engine.cluster.slots import Resources
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Reason
+from tune_jobs.engine.core.settings import LightningSettings, Settings
+from tune_jobs.engine.search.study_search import StudySearch
+from tune_jobs.engine.store.checkpoints import CHECKPOINT_FILE
+from tune_jobs.engine.store.folder import SweepFolder, write_whole
+from tune_jobs.engine.store.record import (
     Record,
     failure_in,
     folder_name,
@@ -33,12 +36,9 @@ from tune_jobs.engine.record import (
     reason_of,
     results_of,
 )
-from tune_jobs.engine.resources import Resources
-from tune_jobs.engine.search import StudySearch
-from tune_jobs.engine.settings import LightningSettings, Settings
-from tune_jobs.engine.storage import SweepFolder, write_whole
-from tune_jobs.engine.study import copy_to_memory
-from tune_jobs.engine.trial import MetricNotLoggedError, Recipe
+from tune_jobs.engine.store.study import copy_to_memory
+from tune_jobs.engine.trainable.evaluation import evaluate
+from tune_jobs.engine.trainable.lightning import MetricNotLoggedError, Recipe
 
 __all__ = ["BEST_FILE", "Sweep", "SweepFailedError", "collect_results"]
 
@@ -343,7 +343,7 @@ def _explain_failure(path: str, rows: list[dict[str, Any]], trials: list[FrozenT
 def _own_traceback(log: str) -> str:
     """The part of a Ray error log below the engine: the user's frames, and Lightning's."""
     _, *frames = re.split(r'^(?=  File ")', log, flags=re.MULTILINE)
-    ours = [n for n, frame in enumerate(frames) if "engine/trial.py" in frame.splitlines()[0]]
+    ours = [n for n, frame in enumerate(frames) if "engine/trainable/" in frame.splitlines()[0]]
     is_chained = "\n\nDuring handling of" in log or "\n\nThe above exception was" in log
     if is_chained or not ours or ours[-1] == len(frames) - 1:
         return log.rstrip()

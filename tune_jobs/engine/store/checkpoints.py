@@ -11,9 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 from pyarrow import fs
 from ray.tune import Callback
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.reasons import CheckpointError, Endings, Reason
-from tune_jobs.engine.record import is_failed
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import CheckpointError, Endings, Reason
+from tune_jobs.engine.store.record import is_failed
 
 __all__ = [
     "CHECKPOINT_FILE",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tune_jobs.engine.settings import SettingsError
+from tune_jobs.engine.core.settings import SettingsError
 
 __all__ = ["ENDS_ITSELF", "Goal", "epoch_of"]
 

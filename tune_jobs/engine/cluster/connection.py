@@ -18,9 +18,9 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import RayError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tune_jobs.engine.resources import Node, Resources, count_slots
-from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.shipping import code_to_ship
+from tune_jobs.engine.cluster.runtime_env import code_to_ship
+from tune_jobs.engine.cluster.slots import Node, Resources, count_slots
+from tune_jobs.engine.core.settings import SettingsError
 
 __all__ = [
     "Autoscaler",

@@ -12,14 +12,14 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.utils import flatten_dict
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.manifest import Manifest
-from tune_jobs.engine.record import Record, failure_in, is_failed, reason_of
-from tune_jobs.engine.search import DefineByRun, SearchSpace
-from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.storage import is_url, storage_uri
-from tune_jobs.engine.study import load_study
-from tune_jobs.engine.view import has_crashed
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.search.study_search import DefineByRun, SearchSpace
+from tune_jobs.engine.search.view import has_crashed
+from tune_jobs.engine.store.folder import is_url, storage_uri
+from tune_jobs.engine.store.manifest import Manifest
+from tune_jobs.engine.store.record import Record, failure_in, is_failed, reason_of
+from tune_jobs.engine.store.study import load_study
 
 __all__ = [
     "enqueue",

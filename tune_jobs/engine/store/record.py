@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_jobs.engine.goal import Goal, epoch_of
-from tune_jobs.engine.reasons import Blame, Failure
-from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.study import STUDY_FILE, study_storage
+from tune_jobs.engine.core.goal import Goal, epoch_of
+from tune_jobs.engine.core.outcome import Blame, Failure
+from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.store.study import STUDY_FILE, study_storage
 
 __all__ = [
     "Record",

@@ -9,9 +9,9 @@ from ray.air.constants import EXPR_RESULT_FILE
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.utils.util import SafeFallbackEncoder
 
-from tune_jobs.engine.goal import epoch_of
-from tune_jobs.engine.record import Record, results_of
-from tune_jobs.engine.transient import Transient
+from tune_jobs.engine.core.goal import epoch_of
+from tune_jobs.engine.core.transient import Transient
+from tune_jobs.engine.store.record import Record, results_of
 
 __all__ = ["ResultLogs", "write_results"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from ray import tune
 
-from tune_jobs.engine.cluster import Capacity
-from tune_jobs.engine.resources import Node, Resources, count_slots
-from tune_jobs.engine.transient import Transient
+from tune_jobs.engine.cluster.connection import Capacity
+from tune_jobs.engine.cluster.slots import Node, Resources, count_slots
+from tune_jobs.engine.core.transient import Transient
 
 __all__ = ["ClusterWatch"]
 

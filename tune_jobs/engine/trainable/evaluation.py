@@ -9,8 +9,13 @@ from typing import Any
 
 import ray
 
-from tune_jobs.engine.resources import Resources
-from tune_jobs.engine.trial import Recipe, lightning_package, make_trainer, prepare_device
+from tune_jobs.engine.cluster.slots import Resources
+from tune_jobs.engine.trainable.lightning import (
+    Recipe,
+    lightning_package,
+    make_trainer,
+    prepare_device,
+)
 
 __all__ = ["evaluate"]
 

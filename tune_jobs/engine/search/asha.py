@@ -14,9 +14,9 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune_jobs.engine.goal import ENDS_ITSELF, Goal, epoch_of
-from tune_jobs.engine.reasons import Endings, Reason, failure_of
-from tune_jobs.engine.transient import Transient
+from tune_jobs.engine.core.goal import ENDS_ITSELF, Goal, epoch_of
+from tune_jobs.engine.core.outcome import Endings, Reason, failure_of
+from tune_jobs.engine.core.transient import Transient
 
 __all__ = [
     "ASHA",

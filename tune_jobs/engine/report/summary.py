@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.reasons import Reason
-from tune_jobs.engine.record import is_failed
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Reason
+from tune_jobs.engine.store.record import is_failed
 
 if TYPE_CHECKING:
-    from tune_jobs.engine.results import Sweep
+    from tune_jobs.engine.report.results import Sweep
 
 __all__ = ["TrialPrinter", "format_summary", "format_trial"]
 

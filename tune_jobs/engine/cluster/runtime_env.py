@@ -13,7 +13,7 @@ from typing import Any
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 import tune_jobs
-from tune_jobs.engine.settings import SettingsError
+from tune_jobs.engine.core.settings import SettingsError
 
 __all__ = ["check_kept", "code_to_ship"]
 

@@ -10,23 +10,23 @@ from typing import Any
 
 from pyarrow import fs
 
-from tune_jobs.engine.checkpoints import Shelf, check_checkpoint
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.lock import LOCK_FILE, SweepLock
-from tune_jobs.engine.manifest import MANIFEST_FILE, Manifest
-from tune_jobs.engine.reasons import CheckpointError
-from tune_jobs.engine.record import Record, folder_name, results_of
-from tune_jobs.engine.results import BEST_FILE
-from tune_jobs.engine.search import SearchSpace
-from tune_jobs.engine.seeding import (
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import CheckpointError
+from tune_jobs.engine.core.settings import Settings, SettingsError
+from tune_jobs.engine.report.results import BEST_FILE
+from tune_jobs.engine.search.study_search import SearchSpace
+from tune_jobs.engine.store.checkpoints import Shelf, check_checkpoint
+from tune_jobs.engine.store.folder import SweepFolder, new_folder, old_folder, working_files
+from tune_jobs.engine.store.lock import LOCK_FILE, SweepLock
+from tune_jobs.engine.store.manifest import MANIFEST_FILE, Manifest
+from tune_jobs.engine.store.record import Record, folder_name, results_of
+from tune_jobs.engine.store.study import STUDY_FILE
+from tune_jobs.engine.store.warm_start import (
     enqueue,
     read_configs,
     read_others,
     retry_failed,
 )
-from tune_jobs.engine.settings import Settings, SettingsError
-from tune_jobs.engine.storage import SweepFolder, new_folder, old_folder, working_files
-from tune_jobs.engine.study import STUDY_FILE
 
 __all__ = ["OpenSweep", "open_sweep"]
 

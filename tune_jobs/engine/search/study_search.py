@@ -16,12 +16,12 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils import flatten_dict
 from ray.tune.utils.util import unflatten_dict
 
-from tune_jobs.engine.goal import Goal, epoch_of
-from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
-from tune_jobs.engine.record import Record, failure_in, folder_name, id_of, reason_of
-from tune_jobs.engine.settings import SettingsError
-from tune_jobs.engine.transient import Transient
-from tune_jobs.engine.view import View, has_crashed, reseed
+from tune_jobs.engine.core.goal import Goal, epoch_of
+from tune_jobs.engine.core.outcome import Blame, Endings, Failure, Reason
+from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.core.transient import Transient
+from tune_jobs.engine.search.view import View, has_crashed, reseed
+from tune_jobs.engine.store.record import Record, failure_in, folder_name, id_of, reason_of
 
 __all__ = ["DefineByRun", "SearchSpace", "Space", "StudySearch", "convert_space"]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from tune_jobs.engine.settings import Settings, SettingsError
+from tune_jobs.engine.core.settings import Settings, SettingsError
 
 __all__ = ["DEFAULT_GPU_SHARE", "Node", "Resources", "count_slots", "plan_resources"]
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from pyarrow import fs
 
-from tune_jobs.engine.settings import SettingsError
+from tune_jobs.engine.core.settings import SettingsError
 
 __all__ = [
     "SweepFolder",

@@ -11,11 +11,11 @@ import ray
 from optuna.trial import TrialState
 from ray.tune import Callback, Stopper
 
-from tune_jobs.engine.reasons import Blame, Endings, Failure, Reason
-from tune_jobs.engine.record import Record
-from tune_jobs.engine.scheduler import EpochScheduler
-from tune_jobs.engine.transient import Transient
-from tune_jobs.engine.trial import MetricNotLoggedError
+from tune_jobs.engine.core.outcome import Blame, Endings, Failure, Reason
+from tune_jobs.engine.core.transient import Transient
+from tune_jobs.engine.search.asha import EpochScheduler
+from tune_jobs.engine.store.record import Record
+from tune_jobs.engine.trainable.lightning import MetricNotLoggedError
 
 __all__ = ["MAX_FAILURES_WITHOUT_SUCCESS", "SweepStopper", "interruptible"]
 

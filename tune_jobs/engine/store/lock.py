@@ -16,7 +16,7 @@ from uuid import uuid4
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 from pyarrow import fs
 
-from tune_jobs.engine.settings import SettingsError
+from tune_jobs.engine.core.settings import SettingsError
 
 __all__ = ["LOCK_FILE", "SweepLock"]
 

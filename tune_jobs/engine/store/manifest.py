@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from optuna.distributions import distribution_to_json
 
-from tune_jobs.engine.goal import Goal
-from tune_jobs.engine.search import SearchSpace
-from tune_jobs.engine.settings import Settings, SettingsError
-from tune_jobs.engine.storage import downloaded, is_url, write_whole
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.settings import Settings, SettingsError
+from tune_jobs.engine.search.study_search import SearchSpace
+from tune_jobs.engine.store.folder import downloaded, is_url, write_whole
 
 __all__ = ["MANIFEST_FILE", "Manifest", "recorded_settings"]
 

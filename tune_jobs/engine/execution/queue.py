@@ -13,13 +13,13 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher, SearchGenerator
 from ray.tune.utils import flatten_dict
 
-from tune_jobs.engine.callbacks import write_results
-from tune_jobs.engine.checkpoints import Shelf
-from tune_jobs.engine.reasons import Blame, failure_of
-from tune_jobs.engine.record import failure_in, id_of, results_of
-from tune_jobs.engine.scheduler import EpochScheduler
-from tune_jobs.engine.search import StudySearch
-from tune_jobs.engine.transient import Transient
+from tune_jobs.engine.core.outcome import Blame, failure_of
+from tune_jobs.engine.core.transient import Transient
+from tune_jobs.engine.execution.callbacks import write_results
+from tune_jobs.engine.search.asha import EpochScheduler
+from tune_jobs.engine.search.study_search import StudySearch
+from tune_jobs.engine.store.checkpoints import Shelf
+from tune_jobs.engine.store.record import failure_in, id_of, results_of
 
 __all__ = ["SweepTrial", "TrialQueue"]
 

@@ -1,0 +1,1 @@
+"""Drives Ray Tune's controller through a sweep."""

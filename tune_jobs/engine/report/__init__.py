@@ -1,0 +1,1 @@
+"""What a sweep found: winner, its test, files, summary."""

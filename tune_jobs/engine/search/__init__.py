@@ -1,0 +1,1 @@
+"""Decides what is tried next, and which trials continue."""

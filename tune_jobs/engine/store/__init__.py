@@ -1,0 +1,1 @@
+"""The sweep on disk, the one authority for what has happened."""
