@@ -1,6 +1,6 @@
-"""Cluster files and a machine where all is well, and ways to break them, for the doctor's tests.
+"""For the tests of the doctor: good cluster files, a good machine, and ways to break them.
 
-The good files are the shipped ones with their placeholders filled in.
+The good files are the shipped ones, with their placeholders replaced.
 """
 
 import json
@@ -29,12 +29,13 @@ PINS = {
 
 Config = dict[str, Any]
 Break = Callable[[Config], object]
-# The file, what breaks it, the only check that then finds something, where, what it says.
+# The file, the change that breaks it, and the only finding: check, where, words of the message.
+CASE = ("name", "broken", "check", "where", "words")
 Case = tuple[str, Break, str, str, list[str]]
 
 
 def good_machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a machine where all is well, and go to its home; tests put the file there."""
+    """Create a machine without problems. Its home becomes the working directory."""
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("PATH", str(home / "bin"))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
@@ -48,7 +49,7 @@ def good_machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
-    """Have these packages installed, and no others."""
+    """Pretend that exactly these packages are installed."""
 
     def version(name: str) -> str:
         if name not in versions:
@@ -59,27 +60,39 @@ def install(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
 
 
 def good(name: str) -> Config:
+    """A shipped cluster file with its placeholders replaced."""
     text = (REPO / name).read_text()
     text = text.replace("ami-YOUR-IMAGE", "ami-0123456789abcdef0")
     text = text.replace("sg-YOUR-GROUP", "sg-0123456789abcdef0")
     config: Config = json.loads(json.dumps(yaml.safe_load(text.replace("YOUR-", "the-"))))
-    return config  # json: without YAML's anchors each node type has values of its own
+    return config  # JSON has no anchors, so no two node types share a value
 
 
 def findings_of(config: Any) -> list[Finding]:
+    """What the doctor finds in a file with this content."""
     file = Path("cluster.yaml")
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     return examine(file)
 
 
 def findings_after(name: str, change: Break) -> list[Finding]:
+    """What the doctor finds in a good file after a change."""
     config = good(name)
     change(config)
     return findings_of(config)
 
 
+def assert_only_finding(name: str, broken: Break, check: str, where: str, words: list[str]) -> None:
+    """Assert that a change to a good file causes one finding, with these words in its message."""
+    (finding,) = findings_after(name, broken)
+    found = (finding.check, re.sub(r"(_commands)\.\d+", r"\1.N", finding.where))
+    assert found == (check, where), finding
+    assert [word for word in words if word not in finding.message] == [], finding
+    assert finding.message.endswith((".", "?")), finding
+
+
 def swap(old: str, new: str) -> Break:
-    """Replace a text in the file; it must be there."""
+    """Replace a text in the file, which must contain it."""
 
     def broken(config: Config) -> None:
         text = json.dumps(config)
@@ -90,7 +103,7 @@ def swap(old: str, new: str) -> Break:
 
 
 def put(path: str, value: object) -> Break:
-    """Set a value by its dotted path."""
+    """Set the value at a dotted path."""
 
     def broken(config: Config) -> None:
         parent, key = _parent_of(config, path)
@@ -100,6 +113,8 @@ def put(path: str, value: object) -> Break:
 
 
 def drop(path: str) -> Break:
+    """Remove the key at a dotted path."""
+
     def broken(config: Config) -> None:
         parent, key = _parent_of(config, path)
         del parent[key]
@@ -107,11 +122,18 @@ def drop(path: str) -> Break:
     return broken
 
 
+def remove(file: str) -> Break:
+    """Remove a file from the machine."""
+    return lambda config: Path(file).unlink()
+
+
 def add_setup(command: str) -> Break:
+    """Append a command to setup_commands."""
     return lambda config: config["setup_commands"].append(command)
 
 
 def docker_image(image: str) -> Break:
+    """Run the nodes' commands in a Docker image."""
     return put("docker", {"image": image, "container_name": "ray"})
 
 

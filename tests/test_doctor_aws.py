@@ -1,4 +1,4 @@
-"""What the doctor finds in an AWS account, here moto's; it looks, and changes nothing."""
+"""`tune-jobs doctor --aws` in an account of moto: what it finds, and that it only reads."""
 
 import json
 import sys
@@ -16,30 +16,42 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from botocore.parsers import ResponseParserError
 from moto import mock_aws
 
+from tune_jobs.doctor import INSTALL_CLUSTER
 from tune_jobs.doctor.aws import account as examine_account
 from tune_jobs.doctor.cluster_file import read_cluster_file
 
 REGION = "us-west-2"
+HEAD = "available_node_types.head.node_config"
+GPU = "available_node_types.gpu.node_config"
 TRUST = json.dumps({"Version": "2012-10-17", "Statement": []})
-FROM_ME = [{"CidrIp": "192.0.2.1/32"}]
+FROM_ME = {"IpRanges": [{"CidrIp": "192.0.2.1/32"}]}
 PORT_22 = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
-SSH = PORT_22 | {"IpRanges": FROM_ME}
-EVERYONE = [{"CidrIp": "0.0.0.0/0"}]
+SSH = PORT_22 | FROM_ME
+EVERYONE = {"IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+EVERYONE_V6 = {"Ipv6Ranges": [{"CidrIpv6": "::/0"}]}
+RAY = {"IpProtocol": "tcp", "FromPort": 6379, "ToPort": 6379}
 
 
 @dataclass
 class Account:
-    """An account with all that the file names."""
+    """An account that has everything the file names.
+
+    Attributes:
+        ec2: Its client for EC2.
+        iam: Its client for IAM.
+        group: A good security group.
+        image: An x86_64 image.
+    """
 
     ec2: Any
     iam: Any
     group: str
     image: str
 
-    def new_group(self, *rules: dict[str, Any], trusts_itself: bool = True) -> str:
+    def new_group(self, *rules: dict[str, Any], allows_itself: bool = True) -> str:
         name = str(uuid4())
         group: str = self.ec2.create_security_group(GroupName=name, Description=name)["GroupId"]
-        if trusts_itself:
+        if allows_itself:
             itself = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
             rules = (itself, *rules)
         if rules:
@@ -72,7 +84,7 @@ class Account:
         }
 
 
-@pytest.fixture(scope="module")  # it takes moto seconds; tests add to it, and change nothing
+@pytest.fixture(scope="module")  # takes seconds to create; tests add to it but change nothing in it
 def account() -> Iterator[Account]:
     with mock_aws():
         ec2, iam = boto3.client("ec2", REGION), boto3.client("iam", REGION)
@@ -95,11 +107,13 @@ def node_config(config: Any, name: str = "gpu") -> dict[str, Any]:
     return found
 
 
-def test_good_account_has_no_finding(account: Account, tmp_path: Path) -> None:
+def test_account_good_passes(account: Account, tmp_path: Path) -> None:
     assert findings_of(account.config(), tmp_path) == []
 
 
-def test_calls_only_read(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_account_calls_read_only(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     call = botocore.client.BaseClient._make_api_call
 
@@ -123,9 +137,11 @@ def test_calls_only_read(account: Account, tmp_path: Path, monkeypatch: pytest.M
 Broken = Callable[[Account, Any], object]
 
 
-def use_group(*rules: dict[str, Any], trusts_itself: bool = True) -> Broken:
+def use_group(*rules: dict[str, Any], allows_itself: bool = True) -> Broken:
+    """Put all nodes into a new group with these rules."""
+
     def broken(account: Account, config: Any) -> None:
-        group = account.new_group(*rules, trusts_itself=trusts_itself)
+        group = account.new_group(*rules, allows_itself=allows_itself)
         for name in ("head", "gpu"):
             node_config(config, name)["SecurityGroupIds"] = [group]
 
@@ -133,139 +149,107 @@ def use_group(*rules: dict[str, Any], trusts_itself: bool = True) -> Broken:
 
 
 def put(**values: Any) -> Broken:
+    """Set these keys in the node config of the GPU nodes."""
     return lambda account, config: node_config(config).update(values)
 
 
-def let_in_a_foreign_group(account: Account, config: Any) -> None:
-    others = [{"GroupId": account.new_group()}]
-    ray = {"IpProtocol": "tcp", "FromPort": 6379, "ToPort": 6379, "UserIdGroupPairs": others}
-    use_group(PORT_22 | {"UserIdGroupPairs": others}, ray)(account, config)
+def allow_foreign_group(account: Account, config: Any) -> None:
+    others = {"UserIdGroupPairs": [{"GroupId": account.new_group()}]}
+    use_group(PORT_22 | others, RAY | others)(account, config)
 
 
-def let_in_a_prefix_list(account: Account, config: Any) -> None:
+def allow_prefix_list(account: Account, config: Any) -> None:
     made = account.ec2.create_managed_prefix_list(
         PrefixListName="office", MaxEntries=1, AddressFamily="IPv4"
     )
-    lists = [{"PrefixListId": made["PrefixList"]["PrefixListId"]}]
-    ray = {"IpProtocol": "tcp", "FromPort": 6379, "ToPort": 6379, "PrefixListIds": lists}
-    use_group(PORT_22 | {"PrefixListIds": lists}, ray)(account, config)
+    lists = {"PrefixListIds": [{"PrefixListId": made["PrefixList"]["PrefixListId"]}]}
+    use_group(PORT_22 | lists, RAY | lists)(account, config)
 
 
-def profile_without_role(account: Account, config: Any) -> None:
+def use_profile_without_role(account: Account, config: Any) -> None:
     account.new_profile("empty", has_role=False)
     arn = account.iam.get_instance_profile(InstanceProfileName="empty")["InstanceProfile"]["Arn"]
     node_config(config)["IamInstanceProfile"] = {"Arn": arn}
 
 
+# The change that breaks it, and the only finding: where, words of the message.
 BROKEN: list[tuple[Broken, str, list[str]]] = [
     (
         put(SecurityGroupIds=["sg-0123"]),
-        "available_node_types.gpu.node_config.SecurityGroupIds",
-        ["sg-0123 is not to be had in us-west-2", "correct it"],
+        f"{GPU}.SecurityGroupIds",
+        ["sg-0123 is not available in us-west-2", "correct it"],
     ),
     (
-        use_group(SSH, PORT_22 | {"IpRanges": EVERYONE}),
-        "available_node_types.gpu.node_config",
-        ["0.0.0.0/0", "tcp port 22", "the addresses that you connect from"],
+        use_group(SSH, PORT_22 | EVERYONE),
+        GPU,
+        ["0.0.0.0/0", "tcp port 22", "allow only your addresses"],
     ),
     (
-        use_group(PORT_22 | {"IpRanges": [*FROM_ME, {"CidrIp": "128.0.0.0/1"}]}),
-        "available_node_types.gpu.node_config",
-        ["lets in 128.0.0.0/1, which is everyone, at tcp port 22"],
+        use_group(PORT_22 | {"IpRanges": [*FROM_ME["IpRanges"], {"CidrIp": "128.0.0.0/1"}]}),
+        GPU,
+        ["allows 128.0.0.0/1, which is everyone, on tcp port 22"],
     ),
     (
-        use_group(SSH, PORT_22 | {"Ipv6Ranges": [{"CidrIpv6": "::/0"}]}),
-        "available_node_types.gpu.node_config",
-        ["lets in ::/0, which is everyone, at tcp port 22"],
+        use_group(SSH, PORT_22 | EVERYONE_V6),
+        GPU,
+        ["allows ::/0, which is everyone, on tcp port 22"],
     ),
     (
-        use_group(SSH, {"IpProtocol": "-1", "IpRanges": FROM_ME}),
-        "available_node_types.gpu.node_config",
-        ["lets in 192.0.2.1/32 at every port; ", "and nothing else"],
+        use_group(SSH, {"IpProtocol": "-1"} | FROM_ME),
+        GPU,
+        ["allows 192.0.2.1/32 on every port; ", "allow only the cluster's own groups"],
+    ),
+    (use_group(SSH, SSH | {"IpProtocol": "udp"}), GPU, ["allows 192.0.2.1/32 on udp port 22; "]),
+    (use_group(SSH | {"FromPort": 20}), GPU, ["allows 192.0.2.1/32 on tcp ports 20-22; "]),
+    (
+        use_group(SSH, {"IpProtocol": "icmp", "FromPort": 8, "ToPort": -1} | FROM_ME),
+        GPU,
+        ["allows 192.0.2.1/32 on protocol icmp; "],
     ),
     (
-        use_group(SSH, {"IpProtocol": "udp", "FromPort": 22, "ToPort": 22, "IpRanges": FROM_ME}),
-        "available_node_types.gpu.node_config",
-        ["lets in 192.0.2.1/32 at udp port 22; "],
+        allow_foreign_group,
+        GPU,
+        [" allows sg-", " on tcp port 6379; allow only the cluster's own groups, and port 22 "],
     ),
+    (allow_prefix_list, GPU, [" allows pl-", " on tcp port 6379; "]),
     (
-        use_group({"IpProtocol": "tcp", "FromPort": 20, "ToPort": 22, "IpRanges": FROM_ME}),
-        "available_node_types.gpu.node_config",
-        ["lets in 192.0.2.1/32 at tcp ports 20-22; "],
-    ),
-    (
-        use_group(SSH, {"IpProtocol": "icmp", "FromPort": 8, "ToPort": -1, "IpRanges": FROM_ME}),
-        "available_node_types.gpu.node_config",
-        ["lets in 192.0.2.1/32 at protocol icmp; "],
-    ),
-    (
-        let_in_a_foreign_group,
-        "available_node_types.gpu.node_config",
-        [" lets in sg-", " at tcp port 6379; let in the cluster's own groups, and port 22 "],
-    ),
-    (
-        let_in_a_prefix_list,
-        "available_node_types.gpu.node_config",
-        [" lets in pl-", " at tcp port 6379; "],
-    ),
-    (
-        use_group(
-            SSH,
-            {
-                "IpProtocol": "tcp",
-                "FromPort": 8000,
-                "ToPort": 9000,
-                "Ipv6Ranges": [{"CidrIpv6": "::/0"}],
-            },
-        ),
-        "available_node_types.gpu.node_config",
+        use_group(SSH, RAY | {"FromPort": 8000, "ToPort": 9000} | EVERYONE_V6),
+        GPU,
         ["::/0", "tcp ports 8000-9000"],
     ),
+    (use_group(SSH, {"IpProtocol": "-1"} | EVERYONE), GPU, ["0.0.0.0/0", "every port"]),
     (
-        use_group(SSH, {"IpProtocol": "-1", "IpRanges": EVERYONE}),
-        "available_node_types.gpu.node_config",
-        ["0.0.0.0/0", "every port"],
-    ),
-    (
-        use_group(SSH, trusts_itself=False),
+        use_group(SSH, allows_itself=False),
         "available_node_types",
-        ["does not let in all traffic from itself", "add that rule"],
+        ["does not allow all traffic from itself", "add that rule"],
     ),
-    (
-        use_group(),
-        "available_node_types.head.node_config",
-        ["lets in no one at port 22", "from your address"],
-    ),
+    (use_group(), HEAD, ["allows nobody on port 22", "allow your address"]),
     (
         put(ImageId="ami-0123"),
-        "available_node_types.gpu.node_config.ImageId",
-        ["ami-0123 is not to be had in us-west-2", "correct it"],
+        f"{GPU}.ImageId",
+        ["ami-0123 is not available in us-west-2", "correct it"],
     ),
     (
         put(InstanceType="g99.huge"),
-        "available_node_types.gpu.node_config.InstanceType",
-        ["g99.huge is not to be had in us-west-2"],
+        f"{GPU}.InstanceType",
+        ["g99.huge is not available in us-west-2"],
     ),
     (
         put(InstanceType="g5g.xlarge"),
-        "available_node_types.gpu.node_config.ImageId",
-        ["is for x86_64, g5g.xlarge is arm64", "go together"],
+        f"{GPU}.ImageId",
+        ["is for x86_64, but g5g.xlarge is arm64", "that match"],
     ),
     (
         put(IamInstanceProfile={"Name": "gone"}),
-        "available_node_types.gpu.node_config.IamInstanceProfile",
-        ["no instance profile gone", "make it"],
+        f"{GPU}.IamInstanceProfile",
+        ["no instance profile gone", "create it"],
     ),
-    (
-        profile_without_role,
-        "available_node_types.gpu.node_config.IamInstanceProfile",
-        ["empty holds no role", "add one"],
-    ),
+    (use_profile_without_role, f"{GPU}.IamInstanceProfile", ["empty has no role", "add one"]),
 ]
 
 
 @pytest.mark.parametrize(("broken", "where", "words"), BROKEN)
-def test_thing_that_is_broken_is_the_only_finding(
+def test_account_problem_found(
     broken: Broken, where: str, words: list[str], account: Account, tmp_path: Path
 ) -> None:
     config = account.config()
@@ -275,28 +259,30 @@ def test_thing_that_is_broken_is_the_only_finding(
     assert [word for word in words if word not in message] == []
 
 
-def test_image_that_is_not_ready_is_told(
+def test_account_image_not_ready(
     account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer(monkeypatch, "DescribeImages", lambda found: found["Images"][0].update(State="failed"))
+    change_response(
+        monkeypatch, "DescribeImages", lambda found: found["Images"][0].update(State="failed")
+    )
     findings = findings_of(account.config(), tmp_path)
     assert [message for _, message in findings] == [
         f"{account.image} is failed; name an image that is available."
     ] * 2
 
 
-def test_nodes_in_groups_that_do_not_trust_each_other_are_told(
-    account: Account, tmp_path: Path
-) -> None:
+def test_account_groups_closed(account: Account, tmp_path: Path) -> None:
+    """Nodes in different groups, neither of which allows the other."""
     config, other = account.config(), account.new_group()
     node_config(config)["SecurityGroupIds"] = [other]
     messages = [message for _, message in findings_of(config, tmp_path)]
-    assert messages[0].startswith(f"{account.group} does not let in all traffic from {other}")
-    assert messages[1].startswith(f"{other} does not let in all traffic from {account.group}")
+    assert messages[0].startswith(f"{account.group} does not allow all traffic from {other}")
+    assert messages[1].startswith(f"{other} does not allow all traffic from {account.group}")
     assert len(messages) == 2
 
 
-def test_groups_of_the_cluster_may_let_each_other_in(account: Account, tmp_path: Path) -> None:
+def test_account_groups_allow_each_other(account: Account, tmp_path: Path) -> None:
+    """Nodes in different groups, each of which allows the other."""
     config = account.config()
     groups = [account.new_group(SSH), account.new_group()]
     for name, group, other in zip(("head", "gpu"), groups, reversed(groups), strict=True):
@@ -306,24 +292,24 @@ def test_groups_of_the_cluster_may_let_each_other_in(account: Account, tmp_path:
     assert findings_of(config, tmp_path) == []
 
 
-def test_groups_of_a_node_may_share_the_work(account: Account, tmp_path: Path) -> None:
+def test_account_groups_combined(account: Account, tmp_path: Path) -> None:
+    """If a node has several groups, the rules of all of them count."""
     config = account.config()
-    groups = [account.new_group(SSH, trusts_itself=False), account.new_group()]
+    groups = [account.new_group(SSH, allows_itself=False), account.new_group()]
     for name in ("head", "gpu"):
         node_config(config, name)["SecurityGroupIds"] = groups
     assert findings_of(config, tmp_path) == []
 
 
-def test_ssh_is_not_needed_from_outside_where_addresses_are_internal(
-    account: Account, tmp_path: Path
-) -> None:
+def test_account_internal_addresses(account: Account, tmp_path: Path) -> None:
+    """With internal addresses, `ray up` does not need SSH from outside."""
     config = account.config()
     use_group()(account, config)
     config["provider"]["use_internal_ips"] = True
     assert findings_of(config, tmp_path) == []
 
 
-def test_placeholders_are_not_looked_up(account: Account, tmp_path: Path) -> None:
+def test_account_placeholders_skipped(account: Account, tmp_path: Path) -> None:
     config = account.config()
     put(
         ImageId="ami-YOUR-IMAGE",
@@ -333,24 +319,24 @@ def test_placeholders_are_not_looked_up(account: Account, tmp_path: Path) -> Non
     assert findings_of(config, tmp_path) == []
 
 
-# Where AWS cannot be asked
+# AWS cannot be queried: one finding
 
 
-def test_other_provider_is_one_finding(tmp_path: Path) -> None:
+def test_account_other_provider(tmp_path: Path) -> None:
     ((_, message),) = findings_of({"provider": {"type": "local"}}, tmp_path)
-    assert message == "AWS was not asked: the provider is local; leave out --aws."
+    assert message == "AWS was not checked: the provider is local; leave out --aws."
 
 
-def test_no_boto3_is_one_finding(
+def test_account_boto3_missing(
     account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     ((_, message),) = findings_of(account.config(), tmp_path)
     assert "boto3 is not installed" in message
-    assert 'pip install -c constraints.txt -e ".[cluster]"' in message
+    assert f"run `{INSTALL_CLUSTER}`" in message
 
 
-def test_no_credentials_are_one_finding(
+def test_account_credentials_missing(
     account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -358,18 +344,18 @@ def test_no_credentials_are_one_finding(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     ((_, message),) = findings_of(account.config(), tmp_path)
-    assert message.startswith("AWS was not asked: no credentials; run `aws configure`")
+    assert message.startswith("AWS was not checked: there are no credentials; run `aws configure`")
 
 
 @pytest.mark.parametrize(
     "error",
     [
         EndpointConnectionError(endpoint_url="https://ec2.us-west-2.amazonaws.com"),
-        ResponseParserError("no XML, but a proxy's page"),
+        ResponseParserError("a proxy's page, not XML"),
         ClientError({"Error": {"Code": "UnauthorizedOperation", "Message": "No."}}, "Describe"),
     ],
 )
-def test_no_network_no_aws_and_no_rights_are_one_finding(
+def test_account_query_fails(
     error: Exception, account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
@@ -378,34 +364,39 @@ def test_no_network_no_aws_and_no_rights_are_one_finding(
     config = account.config()
     monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", fail)
     ((_, message),) = findings_of(config, tmp_path)
-    assert message == f"AWS was not asked: {error}; look at network, region and rights."
+    assert (
+        message
+        == f"AWS was not checked: {error}; check the network, the region and your permissions."
+    )
 
 
-def test_region_that_is_none_is_one_finding(account: Account, tmp_path: Path) -> None:
+def test_account_region_malformed(account: Account, tmp_path: Path) -> None:
     config = account.config()
     config["provider"]["region"] = "us west"
     ((_, message),) = findings_of(config, tmp_path)
     assert "'us west'" in message
 
 
-def test_rights_that_end_halfway_leave_what_was_found(
+def test_account_query_fails_midway(
     account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The findings from before the failure remain."""
+
     def refuse(found: Any) -> None:
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "No."}}, "Get")
 
     config = account.config()
     put(ImageId="ami-0123")(account, config)
-    answer(monkeypatch, "GetInstanceProfile", refuse)
+    change_response(monkeypatch, "GetInstanceProfile", refuse)
     first, last = (message for _, message in findings_of(config, tmp_path))
     assert "ami-0123" in first
     assert "AccessDenied" in last
 
 
-def answer(
+def change_response(
     monkeypatch: pytest.MonkeyPatch, operation: str, change: Callable[[Any], object]
 ) -> None:
-    """Change what AWS answers."""
+    """Change the response of AWS to an operation."""
     call = botocore.client.BaseClient._make_api_call
 
     def changed(client: Any, name: str, parameters: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How a cluster file is read: files that are none, and the variables of a command."""
+"""How the doctor reads a cluster file: unreadable files, and the variables of a command."""
 
 from pathlib import Path
 
@@ -11,18 +11,18 @@ from tune_jobs.doctor.cluster_file import Command, NodeConfig
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "cannot be read (No such file or directory)"),
-        (b"a: [1", "is not YAML that Ray could read: "),
+        (None, "cannot be read (No such file or directory); check the path."),
+        (b"a: [1", "is not YAML that Ray can read: "),
         (b"a: b: c", 'mapping values are not allowed here in "cluster.yaml", line 1, column 5.'),
-        (b"\xff\xfe\xff", "is not YAML that Ray could read"),
-        (b"a: \x01", "is not YAML that Ray could read"),
-        (b"a: &a [*a]", "is not YAML that Ray could read"),
-        (b"", "holds nothing, no mapping"),
-        (b"just a text", "holds a str, no mapping"),
-        (b"- a\n- b", "holds a list, no mapping"),
+        (b"\xff\xfe\xff", "is not YAML that Ray can read"),
+        (b"a: \x01", "is not YAML that Ray can read"),
+        (b"a: &a [*a]", "is not YAML that Ray can read"),
+        (b"", "must hold a mapping, got nothing"),
+        (b"just a text", "must hold a mapping, got a str"),
+        (b"- a\n- b", "must hold a mapping, got a list"),
     ],
 )
-def test_file_that_is_none_is_one_sentence(
+def test_cluster_file_unreadable(
     content: bytes | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -50,14 +50,14 @@ def test_file_that_is_none_is_one_sentence(
         ("grep -q A ~/.bashrc || echo export A=b c=d >>${HOME}/.bashrc", {"A": "b", "c": "d"}),
         ("cat >> ~/.bashrc <<'EOF'\nexport A=b\n# export A=c, don't\nEOF", {"A": "b"}),
         ("{ echo export A=b; echo export C=d; } >> ~/.bashrc", {"A": "b", "C": "d"}),
-        ("echo A=b >> ~/.bashrc", {}),  # stays in the shell
+        ("echo A=b >> ~/.bashrc", {}),  # not exported
         ("printf 'export %s\\n' A=b > ~/other", {}),
         ("# export A=b >> ~/.bashrc", {}),
         ("A=b ls > log 2>&1", {}),
         ("pip install a==1 --index-url=x > ~/.bashrc", {}),
     ],
 )
-def test_variables_of_a_command(command: str, variables: dict[str, str]) -> None:
+def test_command_sets_variables(command: str, variables: dict[str, str]) -> None:
     node = NodeConfig("head", "head", {}, (Command("setup_commands.0", command),))
     assert node.variables == variables
 
@@ -70,13 +70,14 @@ def test_variables_of_a_command(command: str, variables: dict[str, str]) -> None
         ('printf "source $HOME/.env\\n" >> ~/.profile', True),
         ("source ~/.env; ray start", True),
         (". ~/.env && ray start", True),
-        ("source ~/.env", False),  # in a shell that ends
+        ("source ~/.env", False),  # in a shell that exits
         ("echo 'source ~/.env' > ~/start.sh", False),
         ("echo 'source ~/.env2' >> ~/.bashrc", False),
         ("# source ~/.env\nray start", False),
     ],
 )
-def test_variables_of_a_file_count_where_it_is_sourced(command: str, is_read: bool) -> None:
+def test_command_sources_file(command: str, is_read: bool) -> None:
+    """Variables in a file count if a startup file or the command of `ray start` sources it."""
     texts = ["printf 'export %s\\n' A=b 'P=$HOME/x:$P' > ~/.env", command]
     commands = tuple(Command(f"setup_commands.{i}", text) for i, text in enumerate(texts))
     node = NodeConfig("head", "head", {}, commands, run_options=("-e D=e",))

@@ -1,4 +1,4 @@
-"""The doctor on the shape of a file: placeholders, values that Ray or EC2 refuses, unknown keys."""
+"""The doctor on structure: placeholders, values that Ray or EC2 rejects, unknown keys."""
 
 import re
 import sys
@@ -8,13 +8,16 @@ import pytest
 import yaml
 from cluster_files import (
     AWS,
+    CASE,
     HEAD_NODE,
     ONPREM,
     REPO,
     SHIPPED,
     WORKER_NODE,
+    Break,
     Case,
     add_setup,
+    assert_only_finding,
     drop,
     findings_after,
     findings_of,
@@ -26,7 +29,7 @@ from cluster_files import (
 
 from tune_jobs.doctor.checks import examine
 
-# The file, what breaks it, the check that finds it, where, and what the message says.
+# The file, the change that breaks it, and the only finding: check, where, words of the message.
 BROKEN: list[Case] = [
     (
         AWS,
@@ -111,7 +114,7 @@ BROKEN: list[Case] = [
         put("head_node_type", "hed"),
         "schema",
         "head_node_type",
-        ["hed is none of the node types (head, gpu_spot)"],
+        ["hed is not one of the node types (head, gpu_spot)"],
     ),
     (
         AWS,
@@ -135,7 +138,7 @@ BROKEN: list[Case] = [
         "idle_timeout_minute",
         ["idle_timeout_minute is not known", "did you mean idle_timeout_minutes?"],
     ),
-    (AWS, put("qqq", 5), "unknown_key", "qqq", ["qqq is not known", "take it out"]),
+    (AWS, put("qqq", 5), "unknown_key", "qqq", ["qqq is not known", "remove it"]),
     (
         AWS,
         put(f"{WORKER_NODE}.min_worker", 1),
@@ -177,7 +180,7 @@ BROKEN: list[Case] = [
         put("available_node_types", {}),
         "unknown_key",
         "available_node_types",
-        ["available_node_types is not known here", "take it out"],
+        ["available_node_types is not known here", "remove it"],
     ),
 ]
 
@@ -187,8 +190,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good_machine(tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize(CASE, BROKEN)
+def test_schema_problem_found(
+    name: str, broken: Break, check: str, where: str, words: list[str]
+) -> None:
+    assert_only_finding(name, broken, check, where, words)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_file_lacks_nothing_but_what_only_its_user_knows(name: str) -> None:
+def test_schema_shipped_placeholders(name: str) -> None:
+    """The shipped files have placeholders and no other problem."""
     findings = findings_of(yaml.safe_load((REPO / name).read_text()))
     assert {finding.check for finding in findings} == {"placeholder"}
     found = " ".join(finding.message for finding in findings)
@@ -199,30 +210,32 @@ def test_shipped_file_lacks_nothing_but_what_only_its_user_knows(name: str) -> N
 @pytest.mark.parametrize(
     "command", ["cat <in >out", "cat < in > out", "cat <<EOF>out\nx\nEOF", "diff <(ls a) <(ls b)"]
 )
-def test_redirection_is_no_placeholder(command: str) -> None:
+def test_schema_redirection_passes(command: str) -> None:
     assert findings_after(AWS, add_setup(command)) == []
 
 
-def test_null_for_a_list_is_left_to_ec2_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schema_null_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only boto3 knows that EC2 rejects null in place of a list of groups."""
     broken = put(f"{HEAD_NODE}.node_config.SecurityGroupIds", None)
     assert [finding.check for finding in findings_after(AWS, broken)] == ["schema"]
     monkeypatch.setitem(sys.modules, "botocore.validate", None)  # boto3 is not installed
     assert [finding.check for finding in findings_after(AWS, broken)] == ["security_group"]
 
 
-def test_command_is_named_by_its_place() -> None:
+def test_schema_command_path() -> None:
     (finding,) = findings_after(ONPREM, add_setup("mount YOUR-SERVER:/x /mnt"))
     assert finding.where == f"setup_commands.{len(good(ONPREM)['setup_commands'])}"
 
 
-def test_file_that_ray_refuses_is_judged_by_its_shape_alone() -> None:
+def test_schema_invalid_file_only() -> None:
+    """If Ray rejects the file, the checks that rely on a valid file do not run."""
     config = good(AWS) | {"max_workers": "4", "setup_command": []}
     config["provider"]["region"] = "YOUR-REGION"
     checks = [finding.check for finding in findings_of(config)]
     assert checks == ["placeholder", "schema", "unknown_key"]
 
 
-def test_keys_that_are_no_strings_and_dates_are_told_of() -> None:
+def test_schema_keys_not_strings() -> None:
     Path("cluster.yaml").write_text("on: 1\n2: 2024-01-01\ncluster_name: 2024-01-01\n")
     findings = examine(Path("cluster.yaml"))
     assert [(finding.check, finding.where) for finding in findings] == [

@@ -1,12 +1,14 @@
-"""The doctor on versions: do the nodes get this machine's Python, and the packages jobs need?"""
+"""The doctor on versions: the nodes get this machine's Python and the packages that jobs need."""
 
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from cluster_files import (
     AWS,
+    CASE,
     ONPREM,
     PINS,
     REPO,
@@ -14,6 +16,7 @@ from cluster_files import (
     Break,
     Case,
     add_setup,
+    assert_only_finding,
     docker_image,
     drop,
     findings_after,
@@ -28,14 +31,14 @@ from tune_jobs.doctor.checks import examine
 
 TORCH, RAY = PINS["torch"], PINS["ray"]
 
-# The file, what breaks it, the check that finds it, where, and what the message says.
+# The file, the change that breaks it, and the only finding: check, where, words of the message.
 BROKEN: list[Case] = [
     (
         AWS,
         swap("--python 3.11", "--python 3.12"),
         "python",
         "setup_commands.N",
-        ["Python 3.12", "runs 3.11.7", "the same"],
+        ["Python 3.12", "runs 3.11.7", "use the same version"],
     ),
     (
         AWS,
@@ -49,7 +52,7 @@ BROKEN: list[Case] = [
         swap(" --python 3.11", ""),
         "python",
         "setup_commands",
-        ["no Python is named for head and gpu_spot", "--python 3.11`"],
+        ["no Python version is named for head and gpu_spot", "--python 3.11`"],
     ),
     (
         AWS,
@@ -98,7 +101,7 @@ BROKEN: list[Case] = [
         docker_image("rayproject/ray-ml:2.60.0-gpu"),
         "versions",
         "docker",
-        ["rayproject/ray-ml:2.60.0-gpu", "take rayproject/ray "],
+        ["rayproject/ray-ml:2.60.0-gpu", "use rayproject/ray "],
     ),
     (
         AWS,
@@ -119,7 +122,7 @@ BROKEN: list[Case] = [
         drop("head_setup_commands"),
         "versions",
         "Ray's default head_setup_commands.N",
-        ["boto3>=1.4.8 names no version", "write commands of your own there, or []"],
+        ["boto3>=1.4.8 names no version", "write your own commands there, or []"],
     ),
 ]
 
@@ -127,6 +130,13 @@ BROKEN: list[Case] = [
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good_machine(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(CASE, BROKEN)
+def test_versions_problem_found(
+    name: str, broken: Break, check: str, where: str, words: list[str]
+) -> None:
+    assert_only_finding(name, broken, check, where, words)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +149,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         swap("--python 3.11", "--python=3.11"),
         swap("uv pip install --quiet", "python -m pip install -U"),
         swap(f"torch=={TORCH}", f"torch=={TORCH}+cu130"),
-        swap(f'"filelock=={PINS["filelock"]}"', ""),  # Ray brings it along
+        swap(f'"filelock=={PINS["filelock"]}"', ""),  # Ray requires it
         add_setup("pip install -c constraints.txt lightning"),
         add_setup("pip install --constraint=constraints.txt lightning"),
         add_setup("pip install -r requirements.txt"),
@@ -149,12 +159,23 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         docker_image("ours/of-our-own:1"),
     ],
 )
-def test_what_is_fine_is_not_found(fine: Break) -> None:
+def test_versions_good_change_passes(fine: Break) -> None:
     assert findings_after(AWS, fine) == []
 
 
+def test_versions_extra_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes need not install what an extra of Ray requires that jobs require too."""
+    requires = {
+        "tune-jobs": ["ray[tune]>=2", "pandas", "scipy", 'boto3; extra == "cluster"'],
+        "ray": ["click", 'pandas; extra == "tune"', 'scipy; extra == "air"'],
+    }
+    monkeypatch.setattr(metadata, "requires", requires.__getitem__)
+    (finding,) = findings_of(good(AWS))
+    assert "no command installs scipy on head and gpu_spot" in finding.message
+
+
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_file_pins_the_versions_of_constraints_txt(name: str) -> None:
+def test_versions_shipped_file_pins(name: str) -> None:
     pins = re.findall(r'"([\w-]+)(?:\[[\w,]+\])?==([^"]+)"', (REPO / name).read_text())
     assert {"ray", "optuna", "torch", "pytorch-lightning"} <= dict(pins).keys()
     assert dict(pins) == {package: PINS[package] for package, _ in pins}
@@ -173,32 +194,31 @@ def test_shipped_file_pins_the_versions_of_constraints_txt(name: str) -> None:
         ("cd x; # pip install a", []),
         ("pip install . ./a.whl -e .[x] 'git+https://x/y' a  # b", ["a"]),
         ("pip install 'a @ https://x/a.whl'", ["a @ https://x/a.whl"]),
-        ("pip install a 'b", ["a", "b"]),  # the shell complains, not the doctor
+        ("pip install a 'b", ["a", "b"]),  # left to the shell to report
         ("pip install 'b>=1,<2' 'c==1.*'", ["b<2,>=1", "c==1.*"]),
         ("apt install pip; npm install x; echo install", []),
     ],
 )
-def test_package_without_a_version_is_found_in_a_command(command: str, found: list[str]) -> None:
+def test_versions_package_unpinned(command: str, found: list[str]) -> None:
     findings = findings_after(AWS, add_setup(command))
     assert [f.message.partition(" names no version")[0] for f in findings] == found
 
 
-def test_version_of_this_machine_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_machine_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, PINS | {"optuna": "4.0.0"})
     (finding,) = findings_of(good(AWS))
     assert (finding.check, finding.where) == ("versions", "this machine")
     assert "optuna 4.0.0 is installed here" in finding.message
-    assert f"`pip install optuna=={PINS['optuna']}`" in finding.message
+    assert f"run `pip install optuna=={PINS['optuna']}`" in finding.message
 
 
-def test_torch_built_for_a_gpu_is_the_same_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_gpu_build_same(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, PINS | {"torch": f"{TORCH}+cu130"})
     assert findings_of(good(AWS)) == []
 
 
-def test_without_constraints_txt_this_machine_is_compared_with(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_versions_without_constraints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without constraints.txt, this machine's versions are the expected ones."""
     Path("constraints.txt").unlink()
     assert findings_of(good(AWS)) == []
     install(monkeypatch, PINS | {"optuna": "4.0.0"})
@@ -207,7 +227,8 @@ def test_without_constraints_txt_this_machine_is_compared_with(
     assert "this machine has 4.0.0; write optuna==4.0.0" in finding.message
 
 
-def test_constraints_txt_is_looked_for_beside_the_file_then_here() -> None:
+def test_versions_constraints_location() -> None:
+    """constraints.txt beside the cluster file takes precedence over the one here."""
     folder = Path("clusters")
     folder.mkdir()
     file = folder / "cluster.yaml"
@@ -219,7 +240,8 @@ def test_constraints_txt_is_looked_for_beside_the_file_then_here() -> None:
     assert all("constraints.txt has 4.0" in message for message in messages)
 
 
-def test_ray_itself_would_install_a_nightly_and_nothing_of_ours() -> None:
+def test_versions_default_setup() -> None:
+    """Ray's default setup commands install a nightly Ray and nothing else."""
     messages = " ".join(f.message for f in findings_after(AWS, drop("setup_commands")))
     assert "ray-3.0.0.dev0-cp310" in messages
     assert "no command installs optuna, torch, " in messages

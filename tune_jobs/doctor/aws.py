@@ -1,4 +1,4 @@
-"""What a cluster file says of AWS: what it leaves to Ray's defaults, and what it names there."""
+"""Checks for AWS: what the file leaves to bad defaults and, with `--aws`, what it names."""
 
 import json
 import re
@@ -7,76 +7,82 @@ from contextlib import ExitStack, closing
 from itertools import product
 from typing import Any
 
-from tune_jobs.doctor.cluster_file import PLACEHOLDER, ClusterFile, NodeConfig, Trouble
-from tune_jobs.doctor.versions import INSTALL_CLUSTER
+from tune_jobs.doctor import INSTALL_CLUSTER
+from tune_jobs.doctor.cluster_file import PLACEHOLDER, ClusterFile, NodeConfig, Problem
 
 __all__ = ["account", "image", "instance_type", "no_mount", "no_profile", "security_group"]
 
-# What makes a mount, or may; the last two are not looked into.
+# Text that mounts a folder. The last two may do so: the doctor does not read what they contain.
 MOUNT = re.compile(r"mount|fstab|\befs|\bnfs|\bfsx|LaunchTemplate|UserData")
-WORLD = 8  # bits of a network so wide that it is as good as the world
+EVERYONE = 8  # a network with a prefix of at most this many bits counts as everyone
 SSH = 22
 LAST_PORT = 65535
 
-# By key of a node config: what looks it up, its filter, and where the answer has it. Filters, as
-# they leave out what is not there, where ids would raise.
+# For a key of a node config: the EC2 operation that looks up its value, the filter to use, and the
+# path in the response. A filter omits what does not exist; looking up by id would raise.
 LOOKUPS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "SecurityGroupIds": ("describe_security_groups", "group-id", "SecurityGroups.GroupId", {}),
     "InstanceType": ("describe_instance_types", "instance-type", "InstanceTypes.InstanceType", {}),
-    # A deprecated image still starts.
+    # EC2 still starts deprecated images.
     "ImageId": ("describe_images", "image-id", "Images.ImageId", {"IncludeDeprecated": True}),
 }
 
 
-def security_group(cluster: ClusterFile) -> Iterator[Trouble]:
+def security_group(cluster: ClusterFile) -> Iterator[Problem]:
+    """Every node names a security group: Ray's default one opens SSH to everyone."""
     for node in _nodes_without("SecurityGroupIds", cluster):
         if not node.security_groups:
             yield (
                 f"{node.where}.node_config",
-                f"{node.name} has no SecurityGroupIds, so Ray makes a group that opens ssh to "
-                "0.0.0.0/0, to which provider.security_group only adds; name a group of your own.",
+                f"{node.name} has no SecurityGroupIds, so Ray creates a group that opens SSH to "
+                "0.0.0.0/0, and provider.security_group can only add rules to it; name your own "
+                "group.",
             )
 
 
-def image(cluster: ClusterFile) -> Iterator[Trouble]:
+def image(cluster: ClusterFile) -> Iterator[Problem]:
+    """Every node names an image: Ray's default is old."""
     for node in _nodes_without("ImageId", cluster):
         yield (
             f"{node.where}.node_config",
-            f"{node.name} has no ImageId, so Ray takes an image of Ubuntu 18.04; name a newer one.",
+            f"{node.name} has no ImageId, so Ray uses an Ubuntu 18.04 image; name a newer one.",
         )
 
 
-def instance_type(cluster: ClusterFile) -> Iterator[Trouble]:
+def instance_type(cluster: ClusterFile) -> Iterator[Problem]:
+    """Every node names an instance type: EC2's default is old."""
     for node in _nodes_without("InstanceType", cluster):
         yield (
             f"{node.where}.node_config",
-            f"{node.name} has no InstanceType, so EC2 starts one of its oldest; name one.",
+            f"{node.name} has no InstanceType, so EC2 starts one of its oldest types; name one.",
         )
 
 
-def no_profile(cluster: ClusterFile, storage: str) -> Iterator[Trouble]:
+def no_profile(cluster: ClusterFile, storage: str) -> Iterator[Problem]:
+    """Workers name an instance profile: without one they cannot write to a bucket."""
     for node in _nodes_without("IamInstanceProfile", cluster):
-        if node is not cluster.head:  # Ray makes one for the head, and for no other node
+        if node is not cluster.head:  # Ray creates one for the head only
             yield (
                 f"{node.where}.node_config",
                 f"{node.name} has no IamInstanceProfile, so it cannot write to {storage}; "
-                "name one that may.",
+                "name one that can.",
             )
 
 
-def no_mount(cluster: ClusterFile, storage: str) -> Iterator[Trouble]:
+def no_mount(cluster: ClusterFile, storage: str) -> Iterator[Problem]:
+    """Something mounts the storage if it is a folder."""
     head = cluster.head
     texts = [command.text.replace(storage, "") for command in head.commands]
     if cluster.provider == "aws" and not MOUNT.search(" ".join([*texts, json.dumps(head.config)])):
         yield (
             "setup_commands",
-            f"nothing mounts the storage {storage}, so each node has one of its own; "
-            "mount it on all nodes, or name a bucket (s3://...).",
+            f"nothing mounts the storage {storage}, so each node writes to its own disk; "
+            "mount it on all nodes, or use a bucket (s3://...).",
         )
 
 
 def _nodes_without(key: str, cluster: ClusterFile) -> list[NodeConfig]:
-    """Node types on aws that do not say it; a launch template may, which is not looked into."""
+    """The nodes on AWS that do not set this key. A launch template may set it, so those pass."""
     if cluster.provider != "aws":
         return []
     return [
@@ -86,22 +92,22 @@ def _nodes_without(key: str, cluster: ClusterFile) -> list[NodeConfig]:
     ]
 
 
-# What the account says; asked once, and not for long
+# With `--aws`: what the account has
 
 
-def account(cluster: ClusterFile) -> Iterator[Trouble]:
-    """Is what the file names there, and fit? Looks only, never changes anything."""
+def account(cluster: ClusterFile) -> Iterator[Problem]:
+    """What the file names exists in AWS and is suitable. Reads only; changes nothing."""
     try:
         yield from _account(cluster)
     except _CannotAskError as error:
-        yield "provider", f"AWS was not asked: {error}"
+        yield "provider", f"AWS was not checked: {error}"
 
 
 class _CannotAskError(Exception):
-    """The message says why AWS cannot be asked, and what to do."""
+    """AWS cannot be queried. The message says why, and how to fix it."""
 
 
-def _account(cluster: ClusterFile) -> Iterator[Trouble]:
+def _account(cluster: ClusterFile) -> Iterator[Problem]:
     if cluster.provider != "aws":
         raise _CannotAskError(f"the provider is {cluster.provider}; leave out --aws.")
     try:
@@ -110,13 +116,15 @@ def _account(cluster: ClusterFile) -> Iterator[Trouble]:
         from botocore.exceptions import BotoCoreError, ClientError
         from botocore.parsers import ResponseParserError
     except ImportError as error:
-        raise _CannotAskError(f"boto3 is not installed; `{INSTALL_CLUSTER}`.") from error
-    # Not the minutes of boto3's own defaults, where there is no network.
+        raise _CannotAskError(f"boto3 is not installed; run `{INSTALL_CLUSTER}`.") from error
+    # Without a network, boto3's defaults would retry for minutes.
     config = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2})
     try:
         session = boto3.Session(region_name=cluster.settings["provider"]["region"])
         if session.get_credentials() is None:
-            raise _CannotAskError("no credentials; run `aws configure`, or set AWS_PROFILE.")
+            raise _CannotAskError(
+                "there are no credentials; run `aws configure`, or set AWS_PROFILE."
+            )
         with ExitStack() as stack:
             ec2, iam = (
                 stack.enter_context(closing(session.client(name, config=config)))
@@ -125,19 +133,21 @@ def _account(cluster: ClusterFile) -> Iterator[Trouble]:
             yield from _security_groups(cluster, ec2)
             yield from _instances(cluster, ec2)
             yield from _profiles(cluster, iam)
-    # The last two: what answers is a proxy, and no AWS; the region has a name like no other.
+    # ResponseParserError: a proxy answered, not AWS. ValueError: the region's name is malformed.
     except (BotoCoreError, ClientError, ResponseParserError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise _CannotAskError(f"{reason}; look at network, region and rights.") from error
+        raise _CannotAskError(
+            f"{reason}; check the network, the region and your permissions."
+        ) from error
 
 
-def _security_groups(cluster: ClusterFile, ec2: Any) -> Iterator[Trouble]:
+def _security_groups(cluster: ClusterFile, ec2: Any) -> Iterator[Problem]:
     named = {group: node for node in cluster.nodes for group in node.security_groups}
     found = _look_up(ec2, "SecurityGroupIds", named)
     for group, node in named.items():
         if group in found:
-            for fault in _open_to_others(found[group], named):
-                yield f"{node.where}.node_config", f"{group} lets in {fault}"
+            for excess in _open_to_others(found[group], named):
+                yield f"{node.where}.node_config", f"{group} allows {excess}"
         elif not PLACEHOLDER.search(group):
             yield _missing(cluster, node, "SecurityGroupIds", group)
     if named.keys() <= found.keys():
@@ -148,25 +158,24 @@ def _security_groups(cluster: ClusterFile, ec2: Any) -> Iterator[Trouble]:
 
 
 def _open_to_others(found: Any, own: Container[str]) -> Iterator[str]:
-    """What Ray listens on is for the nodes alone, and ssh for few."""
+    """What the group allows beyond need: Ray's ports are for the nodes, SSH for few addresses."""
     for rule in found["IpPermissions"]:
         cidrs = _cidrs(rule)
         others = {*cidrs, *_prefix_lists(rule), *_groups(rule)}
         for source in sorted(other for other in others if other not in own):
             if (rule["IpProtocol"], rule.get("FromPort"), rule.get("ToPort")) != ("tcp", SSH, SSH):
                 yield (
-                    f"{source} at {_ports(rule)}; let in the cluster's own groups, and port {SSH} "
-                    "from where you are, and nothing else."
+                    f"{source} on {_ports(rule)}; allow only the cluster's own groups, and port "
+                    f"{SSH} from your addresses."
                 )
-            elif source in cidrs and int(source.rpartition("/")[2]) <= WORLD:
+            elif source in cidrs and int(source.rpartition("/")[2]) <= EVERYONE:
                 yield (
-                    f"{source}, which is everyone, at {_ports(rule)}; "
-                    "allow the addresses that you connect from."
+                    f"{source}, which is everyone, on {_ports(rule)}; allow only your addresses."
                 )
 
 
-def _closed_to_each_other(cluster: ClusterFile, rules: dict[str, Any]) -> Iterator[Trouble]:
-    """Ray's nodes connect to one another at ports of their choice."""
+def _closed_to_each_other(cluster: ClusterFile, rules: dict[str, Any]) -> Iterator[Problem]:
+    """The nodes allow all traffic from each other: Ray uses arbitrary ports."""
     of_nodes = dict.fromkeys(tuple(node.security_groups) for node in cluster.nodes)
     for groups, others in product(of_nodes, repeat=2):
         if (
@@ -181,12 +190,13 @@ def _closed_to_each_other(cluster: ClusterFile, rules: dict[str, Any]) -> Iterat
             to, by = " and ".join(groups), " and ".join(others)
             yield (
                 "available_node_types",
-                f"{to} does not let in all traffic from {'itself' if to == by else by}, so nodes "
+                f"{to} does not allow all traffic from {'itself' if to == by else by}, so nodes "
                 "cannot reach each other; add that rule.",
             )
 
 
-def _closed_to_ssh(head: NodeConfig, rules: dict[str, Any]) -> Iterator[Trouble]:
+def _closed_to_ssh(head: NodeConfig, rules: dict[str, Any]) -> Iterator[Problem]:
+    """The head allows SSH from outside: `ray up` needs it."""
     groups = head.security_groups
     if groups and not any(
         _covers(rule, SSH, SSH)
@@ -196,12 +206,12 @@ def _closed_to_ssh(head: NodeConfig, rules: dict[str, Any]) -> Iterator[Trouble]
     ):
         yield (
             f"{head.where}.node_config",
-            f"{' and '.join(groups)} lets in no one at port {SSH}, which `ray up` needs; "
-            "allow it from your address.",
+            f"{' and '.join(groups)} allows nobody on port {SSH}, which `ray up` needs; "
+            "allow your address.",
         )
 
 
-def _instances(cluster: ClusterFile, ec2: Any) -> Iterator[Trouble]:
+def _instances(cluster: ClusterFile, ec2: Any) -> Iterator[Problem]:
     images, types = (
         _look_up(ec2, key, (node.config.get(key, "") for node in cluster.nodes))
         for key in ("ImageId", "InstanceType")
@@ -213,10 +223,11 @@ def _instances(cluster: ClusterFile, ec2: Any) -> Iterator[Trouble]:
                 yield _missing(cluster, node, key, name)
         image = images.get(node.config.get("ImageId", ""))
         if image:
-            yield from _unfit(node, image, types.get(node.config.get("InstanceType", "")))
+            yield from _unsuitable(node, image, types.get(node.config.get("InstanceType", "")))
 
 
-def _unfit(node: NodeConfig, image: Any, instance_type: Any) -> Iterator[Trouble]:
+def _unsuitable(node: NodeConfig, image: Any, instance_type: Any) -> Iterator[Problem]:
+    """The image is available and fits the instance type."""
     where = f"{node.where}.node_config.ImageId"
     if image["State"] != "available":
         yield where, f"{image['ImageId']} is {image['State']}; name an image that is available."
@@ -226,28 +237,30 @@ def _unfit(node: NodeConfig, image: Any, instance_type: Any) -> Iterator[Trouble
     if image["Architecture"] not in architectures:
         yield (
             where,
-            f"{image['ImageId']} is for {image['Architecture']}, {instance_type['InstanceType']} "
-            f"is {' or '.join(architectures)}; name an image and a type that go together.",
+            f"{image['ImageId']} is for {image['Architecture']}, but "
+            f"{instance_type['InstanceType']} is {' or '.join(architectures)}; name an image and "
+            "a type that match.",
         )
 
 
-def _profiles(cluster: ClusterFile, iam: Any) -> Iterator[Trouble]:
+def _profiles(cluster: ClusterFile, iam: Any) -> Iterator[Problem]:
     for node in cluster.nodes:
         for value in node.config.get("IamInstanceProfile", {}).values():
-            name = value.rpartition("/")[2]  # of an ARN, too
+            name = value.rpartition("/")[2]  # the value may be an ARN
             where = f"{node.where}.node_config.IamInstanceProfile"
             if PLACEHOLDER.search(name):
                 continue
             try:
                 profile = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]
             except iam.exceptions.NoSuchEntityException:
-                yield where, f"there is no instance profile {name}; make it, or name another."
+                yield where, f"there is no instance profile {name}; create it or name another."
             else:
                 if not profile["Roles"]:
-                    yield where, f"the instance profile {name} holds no role; add one to it."
+                    yield where, f"the instance profile {name} has no role; add one to it."
 
 
 def _look_up(ec2: Any, key: str, names: Iterable[str]) -> dict[str, Any]:
+    """EC2's descriptions of what exists, by id or name. Skips placeholders."""
     operation, filter_name, answer, options = LOOKUPS[key]
     values = sorted({name for name in names if name and not PLACEHOLDER.search(name)})
     if not values:
@@ -258,11 +271,11 @@ def _look_up(ec2: Any, key: str, names: Iterable[str]) -> dict[str, Any]:
     return {item[identity]: item for item in found[items]}
 
 
-def _missing(cluster: ClusterFile, node: NodeConfig, key: str, name: str) -> Trouble:
+def _missing(cluster: ClusterFile, node: NodeConfig, key: str, name: str) -> Problem:
     region = cluster.settings["provider"]["region"]
     return (
         f"{node.where}.node_config.{key}",
-        f"{name} is not to be had in {region}; correct it, or the region.",
+        f"{name} is not available in {region}; correct it or the region.",
     )
 
 
@@ -282,6 +295,7 @@ def _groups(rule: Any) -> set[str]:
 
 
 def _covers(rule: Any, first: int, last: int) -> bool:
+    """Whether the rule allows all of these TCP ports."""
     if rule["IpProtocol"] == "-1":
         return True
     return bool(

@@ -1,4 +1,4 @@
-"""A cluster file for `ray up`: what it says, with Ray's own defaults where it says nothing."""
+"""Read a cluster file for `ray up`. Ray's defaults fill in the keys that the file leaves out."""
 
 import json
 import re
@@ -20,37 +20,37 @@ __all__ = [
     "ClusterFileError",
     "Command",
     "NodeConfig",
-    "Trouble",
+    "Problem",
     "names_of",
     "read_cluster_file",
 ]
 
-Trouble = tuple[str, str]  # where it is, and a sentence with the value found and the way out
+Problem = tuple[str, str]  # where it is, and a message with the value found and how to fix it
 HERE = "this machine"
 
 
 def _ray_folder() -> Path:
-    """The folder of the installed Ray, without the second that its import takes."""
+    """The folder of the installed Ray. Does not import Ray, which takes a second."""
     spec = find_spec("ray")
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent
 
 
-AUTOSCALER = _ray_folder() / "autoscaler"  # Ray's schema, and its defaults by provider
+AUTOSCALER = _ray_folder() / "autoscaler"  # holds Ray's schema, and its defaults per provider
 
 RAYS_DEFAULT = "Ray's default "
 
-# `<bucket>` is one, `<file` and `<<EOF>file` redirect.
+# `<bucket>` is a placeholder; `<file` and `<<EOF>file` are redirections.
 PLACEHOLDER = re.compile(
     r"""[^\s'"=]*(?:(?<![a-zA-Z])(?:YOUR|your)[-_]|CHANGE[-_]?ME|(?<!<)<[a-zA-Z][\w-]*>"""
     r"""|\b(?:ami|sg|subnet|lt)-0+\b)[^\s'"]*"""
 )
 
-# Of a shell command: what keeps its separators (the group), comments, and separators.
+# In a shell command: text that may contain separators (the group), comments, and separators.
 QUOTED = re.compile(r"""((?s:'[^']*'|"(?:\\.|[^"\\])*"|\\.)|[<>]&|&>)|(?<!\S)#.*|[;&|\n]+""")
 GROUP = re.compile(r"<<|(?<!\S)[({]")
-# `A=b`, but no option (`--port=1`) and no version (`ray==2.60.0`).
+# `A=b`, but neither an option (`--port=1`) nor a version (`ray==2.60.0`).
 VARIABLE = re.compile(r"""(?<![\w$./-])([A-Za-z_]\w*)=(?!=)("[^"]*"|'[^']*'|[^\s'";&|]*)""")
 WRITTEN = re.compile(r">\s*([^\s;&|<>()]+)")
 SOURCED = re.compile(r"""(?:\bsource|(?<![^\s'"])\.)\s+([^\s;&|<>()\\]+)""")
@@ -58,19 +58,24 @@ STARTUP_FILES = {"~/.bashrc", "~/.bash_profile", "~/.profile"}
 
 
 class ClusterFileError(Exception):
-    """The file cannot be read as a cluster file; the message says why."""
+    """The file is not a readable cluster file. The message says why, and how to fix it."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A shell command of the file, or of Ray's where the file has none, and its path."""
+    """A shell command.
+
+    Attributes:
+        where: Its path in the file; for one of Ray's defaults, this says so.
+        text: The command.
+    """
 
     where: str
     text: str
 
     @property
     def parts(self) -> list[str]:
-        """The commands that it is made of, without comments; a group or here-document is one."""
+        """The simple commands in it, without comments. A group or here-document is not split."""
         text = self.text.replace("\\\n", " ")
         parts = QUOTED.sub(lambda found: found[1] or "\0", text).split("\0")
         if GROUP.search(text):
@@ -79,7 +84,7 @@ class Command:
 
     @property
     def before_ray_start(self) -> list[str]:
-        """What gives the `ray start` in it an environment; nothing if there is none."""
+        """The parts that set the environment of its `ray start`, if it has one."""
         cut = [part.partition("ray start") for part in self.parts]
         if not any(found for _, found, _ in cut):
             return []
@@ -91,12 +96,12 @@ class NodeConfig:
     """The head, or one type of workers.
 
     Attributes:
-        name: The name of its node type; "head" or "workers" where the provider has no types.
-        where: The node type's path in the file.
+        name: The name of its node type; "head" or "workers" if the provider has no node types.
+        where: The path of the node type in the file.
         settings: The node type.
-        commands: All that is run on such a node, from its setup to Ray's start.
-        image: The Docker image in which they are run.
-        run_options: Options for Docker.
+        commands: All commands that Ray runs on such a node, from setup to `ray start`, in order.
+        image: The Docker image in which Ray runs them.
+        run_options: Options of `docker run`.
     """
 
     name: str
@@ -108,12 +113,13 @@ class NodeConfig:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the provider is told of the node."""
+        """The parameters with which the provider creates the node."""
         config: dict[str, Any] = self.settings.get("node_config", {})
         return config
 
     @property
     def security_groups(self) -> list[str]:
+        """The ids of its security groups, those of network interfaces included."""
         interfaces = self.config.get("NetworkInterfaces") or []
         return [
             *(self.config.get("SecurityGroupIds") or []),
@@ -122,10 +128,11 @@ class NodeConfig:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What is set where Ray starts; the last one counts.
+        """The environment variables that `ray start` sees. The last assignment wins.
 
-        Each command is run by a shell of its own, after its startup files. So a variable is set
-        before `ray start`, or exported by a startup file, or by a file that one of both sources.
+        Ray runs each command in a new shell, which reads the startup files first. So a variable
+        counts if the command itself sets it before `ray start`, if a startup file exports it, or
+        if a file exports it that either of the two sources.
         """
         at_start = [text for command in self.commands for text in command.before_ray_start]
         written = [
@@ -146,15 +153,16 @@ class NodeConfig:
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """What a cluster file says.
+    """The content of a cluster file.
 
-    The nodes and their commands may not be read of a file that breaks Ray's schema.
+    If the file violates Ray's schema, use only the attributes: the properties may raise.
 
     Attributes:
         path: The file.
-        provider: The provider's type.
-        written: What is in the file.
-        settings: The same over Ray's defaults for the provider, as `ray up` takes it: by top keys.
+        provider: The type of the provider.
+        written: The content of the file.
+        settings: Ray's defaults for the provider, with each top-level key of the file in place of
+            its default, as `ray up` merges them.
     """
 
     path: Path
@@ -177,6 +185,7 @@ class ClusterFile:
 
     @property
     def start_of_head(self) -> list[Command]:
+        """The commands that start Ray on the head."""
         return self._shared_commands("head_start_ray_commands")
 
     @property
@@ -185,15 +194,16 @@ class ClusterFile:
         return types
 
     def _shared_commands(self, key: str) -> list[Command]:
+        """The commands of a top-level key."""
         return _commands(self.settings, key, "" if key in self.written else RAYS_DEFAULT)
 
     def _node(self, name: str, role: str) -> NodeConfig:
         node_type = self._types.get(name, {})
         where = f"available_node_types.{name}"
-        own = node_type if role == "worker" else {}  # Ray reads those of a head's type nowhere
+        own = node_type if role == "worker" else {}  # Ray ignores those of the head's type
         keys = ["initialization_commands", "setup_commands"]
         if "worker_setup_commands" in own:
-            keys.pop()  # it takes the place of both
+            keys.pop()  # it replaces setup_commands too
         commands = [
             command
             for key in (*keys, f"{role}_setup_commands", f"{role}_start_ray_commands")
@@ -212,21 +222,23 @@ def read_cluster_file(path: Path) -> ClusterFile:
     """Read a cluster file.
 
     Raises:
-        ClusterFileError: It cannot be read, or holds no mapping.
+        ClusterFileError: The file cannot be read, or does not hold a mapping.
     """
     try:
         with path.open() as file:
-            # As Ray does before it validates the file: keys become strings, so do dates.
+            # As Ray does before it validates the file: keys and dates become strings.
             written = json.loads(json.dumps(yaml.safe_load(file), default=str))
     except OSError as error:
-        raise ClusterFileError(f"{path} cannot be read ({error.strerror}).") from error
+        raise ClusterFileError(
+            f"{path} cannot be read ({error.strerror}); check the path."
+        ) from error
     except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise ClusterFileError(f"{path} is not YAML that Ray could read: {reason}.") from error
+        raise ClusterFileError(f"{path} is not YAML that Ray can read: {reason}.") from error
     if not isinstance(written, dict):
         kind = "nothing" if written is None else f"a {type(written).__name__}"
         raise ClusterFileError(
-            f"{path} holds {kind}, no mapping; a cluster file begins with `cluster_name: ...`."
+            f"{path} must hold a mapping, got {kind}; begin it with `cluster_name: ...`."
         )
     section = written.get("provider")
     provider = str(section.get("type", "")) if isinstance(section, dict) else ""
@@ -244,5 +256,6 @@ def _commands(source: dict[str, Any], key: str, prefix: str) -> list[Command]:
 
 
 def _files(pattern: re.Pattern[str], text: str) -> set[str]:
+    """The paths in the text that the pattern finds, with `~` for `$HOME`."""
     found = (file.strip("'\"") for file in pattern.findall(text))
     return {re.sub(r"^\$(HOME\b|\{HOME\})", "~", file) for file in found}

@@ -1,6 +1,6 @@
-"""The shape of a cluster file: what Ray's schema, or EC2, would refuse; and keys that nobody reads.
+"""Checks of the structure: placeholders, unknown keys, and values that Ray or EC2 rejects.
 
-And placeholders that are still in it. These checks come first: the others rely on the shape.
+`checks.examine` runs them first: the other checks rely on a valid structure.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 
-from tune_jobs.doctor.cluster_file import AUTOSCALER, PLACEHOLDER, ClusterFile, Trouble
+from tune_jobs.doctor.cluster_file import AUTOSCALER, PLACEHOLDER, ClusterFile, Problem
 
 __all__ = [
     "placeholders",
@@ -23,10 +23,10 @@ __all__ = [
     "unknown_provider_keys",
 ]
 
-# How a rule of the schema reads.
+# The rules of the schema in words.
 RULES = {"type": "of type {}", "minimum": "at least {}", "enum": "one of {}"}
 
-# What Ray reads of `provider`, its schema does not name, and looks like a slip.
+# Keys of `provider` that Ray reads but its schema lacks, and that look like typos of other keys.
 PROVIDER_KEYS = {
     "aws_credentials",
     "coordinator_address",
@@ -35,28 +35,32 @@ PROVIDER_KEYS = {
     "use_external_head_ip",
 }
 
-# Of a node config, what Ray itself reads and rewrites before EC2 gets it.
+# Keys of a node config that Ray reads and rewrites before it calls EC2.
 NOT_FOR_EC2 = {"SubnetIds", "LaunchTemplate"}
 
 
-def placeholders(cluster: ClusterFile) -> Iterator[Trouble]:
+def placeholders(cluster: ClusterFile) -> Iterator[Problem]:
+    """The user has replaced all placeholders."""
     places: dict[str, list[str]] = {}
     for where, text in _texts(cluster.written):
         for found in PLACEHOLDER.findall(text):
             places.setdefault(found, []).append(where)
     for found, paths in places.items():
-        yield ", ".join(dict.fromkeys(paths)), f"{found} is a placeholder; write your own there."
+        yield (
+            ", ".join(dict.fromkeys(paths)),
+            f"{found} is a placeholder; replace it with your own.",
+        )
 
 
-def schema(cluster: ClusterFile) -> Iterator[Trouble]:
-    """Values that are missing or of a wrong type: `ray up` refuses such a file."""
+def schema(cluster: ClusterFile) -> Iterator[Problem]:
+    """No value is missing or of the wrong type: `ray up` rejects such a file."""
     errors = [e for e in _schema_errors(cluster) if e.validator != "additionalProperties"]
     for error in errors:
         if error.validator == "required":
             key = error.message.partition("' is")[0].strip("'")
             yield (
                 _path(*error.absolute_path, key),
-                f"{key} is missing, and `ray up` cannot do without it; add it.",
+                f"{key} is missing, and `ray up` needs it; add it.",
             )
         else:
             rule = RULES.get(error.validator, f"{error.validator} {{}}")
@@ -64,7 +68,7 @@ def schema(cluster: ClusterFile) -> Iterator[Trouble]:
             yield (
                 _path(*error.absolute_path),
                 f"this must be {rule.format(error.validator_value)}, got {got}; "
-                "`ray up` refuses it.",
+                "correct it, or `ray up` rejects the file.",
             )
     if errors:
         return
@@ -72,15 +76,16 @@ def schema(cluster: ClusterFile) -> Iterator[Trouble]:
     if types and head not in types:
         yield (
             "head_node_type",
-            f"{head} is none of the node types ({', '.join(types)}); name one of them.",
+            f"{head} is not one of the node types ({', '.join(types)}); name one of them.",
         )
-    for where, complaint in _ec2_complaints(cluster):
-        if not complaint.startswith("Unknown parameter"):
-            complaint = re.sub(r"<class '(.*?)'>", r"\1", complaint)
-            yield where, f"EC2 refuses this: {complaint}."
+    for where, error in _ec2_errors(cluster):
+        if not error.startswith("Unknown parameter"):
+            error = re.sub(r"<class '(.*?)'>", r"\1", error)
+            yield where, f"EC2 rejects this: {error}."
 
 
-def unknown_keys(cluster: ClusterFile) -> Iterator[Trouble]:
+def unknown_keys(cluster: ClusterFile) -> Iterator[Problem]:
+    """Ray's schema knows all keys of the file, outside of `provider` and `node_config`."""
     for error in _schema_errors(cluster):
         if error.validator == "additionalProperties":
             known = error.schema.get("properties", {})
@@ -88,16 +93,17 @@ def unknown_keys(cluster: ClusterFile) -> Iterator[Trouble]:
                 yield _unknown(_path(*error.absolute_path, key), key, known)
 
 
-def unknown_provider_keys(cluster: ClusterFile) -> Iterator[Trouble]:
-    """The schema lets every key pass here, and Ray ignores what it does not know."""
+def unknown_provider_keys(cluster: ClusterFile) -> Iterator[Problem]:
+    """No key of `provider` is a typo: the schema accepts any key, and Ray ignores unknown ones."""
     known = {*_schema(cluster)["properties"]["provider"]["properties"], *PROVIDER_KEYS}
     for key in sorted(cluster.settings["provider"].keys() - known):
         if difflib.get_close_matches(key, known, cutoff=0.8):
             yield _unknown(f"provider.{key}", key, known)
 
 
-def unknown_ec2_parameters(cluster: ClusterFile) -> Iterator[Trouble]:
-    for where, line in _ec2_complaints(cluster):
+def unknown_ec2_parameters(cluster: ClusterFile) -> Iterator[Problem]:
+    """EC2 knows all keys of each `node_config`."""
+    for where, line in _ec2_errors(cluster):
         if match := re.fullmatch(r'Unknown parameter in (.*): "(.*)", must be one of: (.*)', line):
             inside, key, known = match.groups()
             path = [] if inside == "input" else [inside]
@@ -109,7 +115,7 @@ def _schema_errors(cluster: ClusterFile) -> Iterator[Any]:
 
 
 def _schema(cluster: ClusterFile) -> dict[str, Any]:
-    """Ray's schema of cluster files, with what its code asks for beyond it."""
+    """Ray's schema of cluster files, with further rules that Ray's code enforces."""
     schema: dict[str, Any] = json.loads(AUTOSCALER.joinpath("ray-schema.json").read_text())
     keys = schema["properties"]
     keys["file_mounts"]["additionalProperties"] = {"type": "string"}
@@ -122,9 +128,9 @@ def _schema(cluster: ClusterFile) -> dict[str, Any]:
     if cluster.provider == "aws":
         provider["required"].append("region")
         node_type = keys["available_node_types"]["patternProperties"][".*"]
-        node_type["required"] = ["node_config"]  # AWS is asked for the resources
+        node_type["required"] = ["node_config"]  # Ray asks AWS for the resources
     elif cluster.provider == "local":
-        for key in ("available_node_types", "head_node_type"):  # of which Ray makes its own
+        for key in ("available_node_types", "head_node_type"):  # Ray creates its own
             del keys[key]
         keys["min_workers"] = {"type": "integer"}
         if "coordinator_address" not in cluster.written["provider"]:
@@ -132,14 +138,14 @@ def _schema(cluster: ClusterFile) -> dict[str, Any]:
     return schema
 
 
-def _ec2_complaints(cluster: ClusterFile) -> Iterator[tuple[str, str]]:
-    """What boto3 would say to the parameters of RunInstances, by node config."""
+def _ec2_errors(cluster: ClusterFile) -> Iterator[tuple[str, str]]:
+    """The errors that boto3 finds in the parameters of RunInstances, each with its node config."""
     if cluster.provider != "aws":
         return
     try:
         from botocore.validate import ParamValidator
     except ImportError:
-        return  # the check of this machine asks for boto3
+        return  # `checks.machine` reports that boto3 is missing
     for node in cluster.nodes:
         asked = {key: value for key, value in node.config.items() if key not in NOT_FOR_EC2}
         asked |= {"MinCount": 1, "MaxCount": 1}
@@ -157,7 +163,7 @@ def _ec2_parameters() -> Any:
 
 
 def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every string, keys too, with its dotted path."""
+    """All strings, keys included, each with its dotted path."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, list):
@@ -173,7 +179,7 @@ def _path(*parts: object) -> str:
     return ".".join(str(part) for part in parts if part != "")
 
 
-def _unknown(where: str, key: str, known: Iterable[str]) -> Trouble:
+def _unknown(where: str, key: str, known: Iterable[str]) -> Problem:
     near = difflib.get_close_matches(key, known, n=1)
-    way_out = f"did you mean {near[0]}?" if near else "take it out."
-    return where, f"{key} is not known here; {way_out}"
+    fix = f"did you mean {near[0]}?" if near else "remove it."
+    return where, f"{key} is not known here; {fix}"

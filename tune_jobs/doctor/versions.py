@@ -1,12 +1,14 @@
-"""Do the nodes get one Python, one Ray and the packages that jobs need, all as on this machine?
+"""Checks of versions: the nodes get this machine's Python and the packages that jobs need.
 
-Jobs and checkpoints are pickled, and Ray compares its own and Python's version between nodes.
+They must match because jobs and checkpoints are pickled, and because Ray only connects nodes that
+run the same versions of Ray and Python.
 """
 
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from itertools import takewhile
 from pathlib import Path
@@ -20,12 +22,11 @@ from tune_jobs.doctor.cluster_file import (
     RAYS_DEFAULT,
     ClusterFile,
     NodeConfig,
-    Trouble,
+    Problem,
     names_of,
 )
 
 __all__ = [
-    "INSTALL_CLUSTER",
     "docker",
     "installed_version",
     "missing_packages",
@@ -35,8 +36,6 @@ __all__ = [
     "versions_here",
 ]
 
-INSTALL_CLUSTER = 'pip install -c constraints.txt -e ".[cluster]"'
-
 PYTHON = re.compile(r"(?:\bpython=*|--python[=\s]+|\s-p\s+)(3\.\d+(?:\.\d+)?)")
 FILE_OPTION = re.compile("-[rc]|--(requirement|constraint)s?")
 PIP_INSTALL = re.compile(r"\bpip[\d.]*\s+install\s+(.*)")
@@ -44,83 +43,88 @@ REDIRECT = re.compile(r"[\d&]?[<>]")
 WORD = re.compile(r"""'[^']*'|"[^"]*"|[^\s'"()]+""")
 
 
-def python(cluster: ClusterFile) -> Iterator[Trouble]:
+def python(cluster: ClusterFile) -> Iterator[Problem]:
+    """The commands or the image name this machine's Python version."""
     here = platform.python_version()
     named = {found: where for node in cluster.nodes for found, where in _pythons(node)}
     for found, where in named.items():
         if not f"{here}.".startswith(f"{found}."):
             yield (
                 where,
-                f"the nodes get Python {found}, this machine runs {here}; "
-                "make them the same version.",
+                f"the nodes get Python {found}, but this machine runs {here}; "
+                "use the same version on both.",
             )
     if unnamed := [
         node for node in cluster.nodes if not (any(_pythons(node)) or _has_own_image(node))
     ]:
         yield (
             "setup_commands",
-            f"no Python is named for {names_of(unnamed)}, and this machine runs {here}; name it, "
-            f"as in `uv venv --python {here.rpartition('.')[0]}`.",
+            f"no Python version is named for {names_of(unnamed)}, and this machine runs {here}; "
+            f"name it, as in `uv venv --python {here.rpartition('.')[0]}`.",
         )
 
 
-def pins(cluster: ClusterFile) -> Iterator[Trouble]:
-    source, version_of = _wanted(cluster)
+def pins(cluster: ClusterFile) -> Iterator[Problem]:
+    """The nodes install the expected version of each package."""
+    source, version_of = _expected(cluster)
     found = dict.fromkeys(install for node in cluster.nodes for install in _installs(node))
     for install in found:
         version = version_of(install.name)
         write = f"write {install.requirement.name}=={version or '...'}"
         if install.where.startswith(RAYS_DEFAULT):
-            write = "write commands of your own there, or []"
+            write = "write your own commands there, or []"
         if install.version is None and not install.follows_file:
             yield (
                 install.where,
-                f"{install.requirement} names no version, so each node gets the latest of its day; "
+                f"{install.requirement} names no version, so each node installs the latest; "
                 f"{write}.",
             )
-        elif install.version and version and not _same(install.version, version):
+        elif install.version and version and not _same_version(install.version, version):
             yield (
                 install.where,
-                f"{install.requirement} is installed, {source} has {version}; {write}.",
+                f"{install.requirement} is installed, but {source} has {version}; {write}.",
             )
 
 
-def missing_packages(cluster: ClusterFile) -> Iterator[Trouble]:
-    """Ray's own default for aws installs a nightly Ray, and nothing of ours."""
-    _, version_of = _wanted(cluster)
+def missing_packages(cluster: ClusterFile) -> Iterator[Problem]:
+    """The nodes install all packages of jobs. Ray's defaults for AWS only install a nightly Ray."""
+    _, version_of = _expected(cluster)
+    needed = _needed()
     without: dict[tuple[str, ...], list[NodeConfig]] = {}
     for node in cluster.nodes:
         if not (_has_own_image(node) or any(_names_file(args) for _, args in _pip_installs(node))):
-            brought = {install.name for install in _installs(node)}
-            missing = tuple(name for name in _needed() if name not in brought)
+            installed = {install.name for install in _installs(node)}
+            missing = tuple(name for name in needed if name not in installed)
             without.setdefault(missing, []).append(node)
     for names, nodes in without.items():
         if names:
-            wanting = " ".join(f"{name}=={version_of(name) or '...'}" for name in names)
+            pinned = " ".join(f"{name}=={version_of(name) or '...'}" for name in names)
             yield (
                 "setup_commands",
-                f"no command installs {', '.join(names)} on {names_of(nodes)}; install {wanting}.",
+                f"no command installs {', '.join(names)} on {names_of(nodes)}; install {pinned}.",
             )
 
 
-def docker(cluster: ClusterFile) -> Iterator[Trouble]:
+def docker(cluster: ClusterFile) -> Iterator[Problem]:
+    """No node uses Ray's discontinued image."""
     for image in sorted({node.image for node in cluster.nodes if node.image}):
         if "rayproject/ray-ml" in image:
             yield (
                 "docker",
-                f"{image} is no longer made; take rayproject/ray and install torch yourself.",
+                f"{image} is discontinued; use rayproject/ray and install torch yourself.",
             )
 
 
-def versions_here(cluster: ClusterFile) -> Iterator[Trouble]:
-    source, version_of = _wanted(cluster)
+def versions_here(cluster: ClusterFile) -> Iterator[Problem]:
+    """This machine has the expected version of each package."""
+    source, version_of = _expected(cluster)
     for name in _needed():
         here, version = installed_version(name), version_of(name)
-        if here and version and not _same(here, version):
+        if here and version and not _same_version(here, version):
             yield (
                 HERE,
-                f"{name} {here} is installed here, {source} has {version}; "
-                f"`pip install {name}=={version}`.",
+                f"{name} {here} is installed here, but {source} has {version}; "
+                f"run `pip install {name}=={version}`.",
             )
 
 
@@ -131,23 +135,39 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def requirements(package: str, extra: str = "") -> list[str]:
-    """What an installed package needs."""
+def requirements(package: str, extras: Iterable[str] = ()) -> list[str]:
+    """The names of the packages that an installed package requires, with these extras."""
+    return [canonicalize_name(needed.name) for needed in _requirements(package, extras)]
+
+
+@cache
+def _parse(line: str) -> Requirement:
+    """Parse a requirement. Cached: Ray has hundreds, and several checks parse them all."""
+    return Requirement(line)
+
+
+def _requirements(package: str, extras: Iterable[str] = ()) -> list[Requirement]:
     return [
-        canonicalize_name(needed.name)
-        for needed in map(Requirement, metadata.requires(package) or [])
-        if needed.marker is None or needed.marker.evaluate({"extra": extra})
+        needed
+        for needed in map(_parse, metadata.requires(package) or [])
+        if needed.marker is None
+        or any(needed.marker.evaluate({"extra": extra}) for extra in ("", *extras))
     ]
 
 
 def _needed() -> list[str]:
-    """What a node must be given: Ray brings its own requirements along."""
-    of_ray = requirements("ray")
+    """The packages that a node must install: those of jobs, except those that Ray requires."""
+    ours = _requirements("tune-jobs")
+    extras = {extra for needed in ours if needed.name == "ray" for extra in needed.extras}
+    of_ray = requirements("ray", extras)
     return [name for name in requirements("tune-jobs") if name not in of_ray]
 
 
-def _wanted(cluster: ClusterFile) -> tuple[str, Callable[[str], str | None]]:
-    """Where the versions that all nodes should have are from, and what gives one by name."""
+def _expected(cluster: ClusterFile) -> tuple[str, Callable[[str], str | None]]:
+    """The source of the versions that all nodes should have, and a function that looks one up.
+
+    The source is constraints.txt, beside the cluster file or here, or else this machine.
+    """
     for folder in (cluster.path.parent, Path.cwd()):
         file = folder / "constraints.txt"
         if file.is_file():
@@ -157,17 +177,23 @@ def _wanted(cluster: ClusterFile) -> tuple[str, Callable[[str], str | None]]:
     return HERE, installed_version
 
 
-def _same(version: str, other: str) -> bool:
-    """Whether they are, but for what is built for one GPU or another (`+cu130`)."""
+def _same_version(version: str, other: str) -> bool:
+    """Whether they are the same, apart from the build (`+cu130`)."""
     return Version(version).public == Version(other).public
 
 
-# What a node gets
+# What a node installs
 
 
 @dataclass(frozen=True)
 class Install:
-    """A package that a command or an image brings; `-r` or `-c` may hold it to a version."""
+    """A package that a command or an image installs.
+
+    Attributes:
+        where: The path of the command, or the image.
+        requirement: The package as named there.
+        follows_file: Whether `-r` or `-c` names a file, which may set the version.
+    """
 
     where: str
     requirement: Requirement
@@ -179,13 +205,13 @@ class Install:
 
     @property
     def version(self) -> str | None:
-        """The one that it names with `==`."""
+        """The version that it names with `==`."""
         exact = re.search(r"==([^=*,]+)(,|$)", str(self.requirement.specifier))
         return exact[1] if exact else None
 
 
 def _pythons(node: NodeConfig) -> Iterator[tuple[str, str]]:
-    """Versions of Python that the commands and the image name, each with where."""
+    """The versions of Python that the commands and the image name, each with its place."""
     for command in node.commands:
         for version in PYTHON.findall(command.text):
             yield version, command.where
@@ -194,7 +220,7 @@ def _pythons(node: NodeConfig) -> Iterator[tuple[str, str]]:
 
 
 def _installs(node: NodeConfig) -> Iterator[Install]:
-    """Packages that are named; those of requirements files are not among them."""
+    """The packages that the commands and the image name, without those in requirements files."""
     for where, args in _pip_installs(node):
         for before, arg in zip(["", *args], args, strict=False):
             requirement = None if FILE_OPTION.fullmatch(before) else _requirement(arg)
@@ -208,13 +234,13 @@ def _installs(node: NodeConfig) -> Iterator[Install]:
 
 
 def _ray_tag(node: NodeConfig) -> str | None:
-    """The tag of its image, if that is one of Ray's."""
+    """The tag of its image, if Ray publishes the image."""
     name, _, tag = (node.image or "").partition(":")
     return tag if name == "rayproject/ray" else None
 
 
 def _has_own_image(node: NodeConfig) -> bool:
-    """Whether its image is not one of Ray's, and may hold what no command installs."""
+    """Whether its image is the user's, which may hold packages that no command installs."""
     return node.image is not None and _ray_tag(node) is None
 
 
@@ -223,7 +249,7 @@ def _names_file(args: list[str]) -> bool:
 
 
 def _requirement(arg: str) -> Requirement | None:
-    """None for options, paths, and a Python's number."""
+    """The package that an argument names; None for an option, a path or a Python version."""
     try:
         return Requirement(arg) if re.search("[a-zA-Z]", arg) else None
     except InvalidRequirement:
@@ -231,7 +257,7 @@ def _requirement(arg: str) -> Requirement | None:
 
 
 def _pip_installs(node: NodeConfig) -> Iterator[tuple[str, list[str]]]:
-    """The arguments of each `pip install`, with where it is."""
+    """The arguments of each `pip install`, with the path of its command."""
     for command in node.commands:
         for part in command.parts:
             for found in PIP_INSTALL.findall(part):
