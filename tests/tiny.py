@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from tune_jobs.engine import LightningSettings, Sweep, run_job, run_sweep
+from tune_jobs.engine import LightningSettings, SweepResult, run_job, run_sweep
 
 SPACE = {
     "x": tune.uniform(0, 1),
@@ -26,7 +26,9 @@ SPACE = {
 }
 
 
-def tune_tiny(folder: Path, configs: list[dict[str, Any]] | None = None, **settings: Any) -> Sweep:
+def tune_tiny(
+    folder: Path, configs: list[dict[str, Any]] | None = None, **settings: Any
+) -> SweepResult:
     """Run a sweep in the folder, of the given configs first; its fates strike in epoch 2."""
     if configs is not None:
         file = folder / "configs.json"
@@ -38,7 +40,7 @@ def tune_tiny(folder: Path, configs: list[dict[str, Any]] | None = None, **setti
     )
 
 
-def run_tiny(settings: LightningSettings, notes: str) -> Sweep:
+def run_tiny(settings: LightningSettings, notes: str) -> SweepResult:
     """Run a sweep; trials find in the folder `notes` whether their fate is still to strike."""
 
     def make_model(config: dict[str, Any], data: Any) -> Any:

@@ -8,11 +8,14 @@ to the wall. Calculus says x = 125 m, y = 250 m, 31 250 square metres.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ray import tune
 
-from tune_jobs.engine import Settings, Sweep, run_job, run_sweep
+from tune_jobs.engine import Settings, run_job
+
+if TYPE_CHECKING:
+    from tune_jobs.engine import SweepResult
 
 FENCE_M = 500.0
 BEST_AREA_M2 = FENCE_M**2 / 8
@@ -27,7 +30,7 @@ class GardenSettings(Settings):
     num_trials: int = 50
     """Configs to try."""
     gpus_per_trial: float | Literal["auto"] = 0.0
-    """Share of a GPU that a trial takes, 0 to 1; a formula needs none."""
+    """Share of a GPU that a trial holds, 0 to 1; a formula needs none."""
 
 
 def area(config: dict[str, Any]) -> float:
@@ -36,16 +39,19 @@ def area(config: dict[str, Any]) -> float:
     return x * (FENCE_M - 2 * x)
 
 
-def main(settings: Settings) -> Sweep:
+def main(settings: Settings) -> "SweepResult":
+    from tune_jobs.engine import run_sweep  # here: `--help` should not wait for Optuna
+
     return run_sweep(settings, space=SEARCH_SPACE, metric="area", mode="max", objective=area)
 
 
-def print_garden(sweep: Sweep) -> None:
-    x = sweep.best_config["x"]
-    short_of = 100 * (1 - sweep.best_score / BEST_AREA_M2)
+def print_garden(result: "SweepResult") -> None:
+    x = result.best_config["x"]
+    short_of = 100 * (1 - result.best_score / BEST_AREA_M2)
     print(
-        f"Garden: {x:.2f} m by {FENCE_M - 2 * x:.2f} m along the wall, {sweep.best_score:,.1f} m2; "
-        f"{short_of:.4f} % less than the best, 125 m by 250 m, {BEST_AREA_M2:,.0f} m2"
+        f"Garden: {x:.2f} m by {FENCE_M - 2 * x:.2f} m along the wall, "
+        f"{result.best_score:,.1f} m2; {short_of:.4f} % below the best, 125 m by 250 m, "
+        f"{BEST_AREA_M2:,.0f} m2"
     )
 
 

@@ -1,4 +1,4 @@
-"""Tune an MLP on MNIST: Optuna searches, ASHA stops the poor trials, Lightning trains.
+"""Tune an MLP on MNIST: Optuna suggests configs, Ray Tune trains them, ASHA stops the weak ones.
 
     python tune_jobs/mnist.py
     python tune_jobs/mnist.py --num-trials 40 --max-epochs 20 --seed 1
@@ -7,16 +7,19 @@
 To make a job of your own, copy this file and change the search space, the data and the model.
 """
 
-from typing import TYPE_CHECKING, Any
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from ray import tune
 
 from models.splits import DataError, Splits, load_splits
-from tune_jobs.engine import LightningSettings, SettingsError, Sweep, run_job, run_sweep
+from tune_jobs.engine import LightningSettings, Loaded, SettingsError, fixed, run_job
 
-if TYPE_CHECKING:  # imported where they are used: `--help` and Ray's start need not wait for torch
+if TYPE_CHECKING:  # imported where they are used: `--help` should not wait for torch
     from models.data import ArrayData
     from models.mlp import MLP
+    from tune_jobs.engine import SweepResult
 
 SEARCH_SPACE = {
     "hidden_size": tune.choice([64, 128, 256]),
@@ -28,12 +31,23 @@ SEARCH_SPACE = {
 }
 
 
-def load_data(settings: LightningSettings) -> Splits:
-    """Once, in the driver; the trials share these arrays through Ray's object store."""
+@dataclass(frozen=True)
+class MNISTSettings(LightningSettings):
+    """Settings of the job on MNIST."""
+
+    data: Literal["auto", "mnist", "digits"] = fixed("auto")
+    """Data set; auto: MNIST from data-dir or the network, else scikit-learn's digits."""
+    data_dir: str = os.environ.get("TUNE_JOBS_DATA_DIR", "data")
+    """Folder with torchvision's MNIST/raw; its default is $TUNE_JOBS_DATA_DIR, else ./data."""
+
+
+def load_data(settings: MNISTSettings) -> Loaded:
+    """Called once, in the driver; the trials share the arrays through Ray's object store."""
     try:
-        return load_splits(settings.data, settings.data_dir)
+        splits = load_splits(settings.data, settings.data_dir)
     except DataError as error:
         raise SettingsError(str(error)) from error
+    return Loaded(splits, data=splits.name)  # recorded, so that `--resume` loads the same
 
 
 def make_model(config: dict[str, Any], data: Splits) -> "MLP":
@@ -58,7 +72,9 @@ def make_data(config: dict[str, Any], data: Splits) -> "ArrayData":
     return ArrayData(data, config["batch_size"])
 
 
-def main(settings: LightningSettings) -> Sweep:
+def main(settings: MNISTSettings) -> "SweepResult":
+    from tune_jobs.engine import run_sweep
+
     return run_sweep(
         settings,
         space=SEARCH_SPACE,
@@ -71,4 +87,4 @@ def main(settings: LightningSettings) -> Sweep:
 
 
 if __name__ == "__main__":
-    run_job(main, LightningSettings, __doc__)
+    run_job(main, MNISTSettings, __doc__)

@@ -1,4 +1,4 @@
-"""Keeps an eye on the cluster while a sweep runs: nodes awaited, nodes that come and go."""
+"""Watches the cluster while a sweep runs: `ClusterMonitor`."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -6,41 +6,48 @@ from typing import Any
 
 from ray import tune
 
-from tune_jobs.engine.cluster.connection import Capacity
+from tune_jobs.engine.cluster.capacity import Capacity
 from tune_jobs.engine.cluster.slots import Node, Resources, count_slots
 from tune_jobs.engine.core.transient import Transient
 
-__all__ = ["ClusterWatch"]
+__all__ = ["ClusterMonitor"]
 
 PERIOD_S = 5.0
 
 
-class ClusterWatch(Transient, tune.Callback):
-    """Says what the sweep waits for, and when nodes come or go; knows the slots that there are.
+class ClusterMonitor(Transient, tune.Callback):
+    """Tells what the sweep waits for, and when nodes join or leave; knows how many slots there are.
 
-    A node of the user's own that comes back, or one that is added, is not known when the sweep is
-    planned; its slots are used when it is there.
+    The slots of a node that joins after the sweep was planned are used from then on.
 
     Args:
         resources: The plan.
-        most: Trials side by side at most; None: as many as there are slots.
+        most: The largest number of trials in parallel; None: as many as there are slots.
         read: Reads the cluster.
+        notify: Called with each line to tell.
+
+    Attributes:
+        slots: How many trials may run in parallel now.
     """
 
     def __init__(
-        self, resources: Resources, most: int | None, read: Callable[[], Capacity]
+        self,
+        resources: Resources,
+        most: int | None,
+        read: Callable[[], Capacity],
+        notify: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._resources, self._most, self._read = resources, most, read
+        self._resources, self._most, self._read, self._notify = resources, most, read, notify
         self._capacity = read()
         self._total = self._count(self._capacity.nodes)
         self._next_look = 0.0
         self.slots = resources.slots
 
     def describe_wait(self, num_trials: int) -> str | None:
-        """What trials wait for before all that can run side by side do; None: for nothing.
+        """What trials wait for before as many run as can; None: for nothing.
 
         Args:
-            num_trials: Trials that are to run.
+            num_trials: Trials that are still to run.
         """
         alive = self._capacity.alive.values()
         types = self._startable_types()
@@ -48,10 +55,10 @@ class ClusterWatch(Transient, tune.Callback):
             return None
         return f"{self._amount()}; the autoscaler is starting {' or '.join(types)}"
 
-    def print_wait(self, num_trials: int) -> None:
-        """Say what that many trials wait for, if for anything."""
+    def tell_wait(self, num_trials: int) -> None:
+        """Tell what that many trials wait for, if for anything."""
         if waits_for := self.describe_wait(num_trials):
-            print(waits_for, flush=True)
+            self._notify(waits_for)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if time.monotonic() < self._next_look:
@@ -63,10 +70,9 @@ class ClusterWatch(Transient, tune.Callback):
         self.slots = min(slots, self._most or slots)
         waiting = sum(not trial.is_finished() for trial in trials)
         for node in before.alive.keys() - self._capacity.alive.keys():
-            print(f"Node {before.names[node]} is gone: {self._now(waiting)}", flush=True)
+            self._notify(f"Node {before.names[node]} has left: {self._now(waiting)}")
         for node in self._capacity.alive.keys() - before.alive.keys():
-            name = self._capacity.names[node]
-            print(f"Node {name} has come: {self._now(waiting)}", flush=True)
+            self._notify(f"Node {self._capacity.names[node]} has joined: {self._now(waiting)}")
 
     def _now(self, num_trials: int) -> str:
         return self.describe_wait(num_trials) or self._amount()

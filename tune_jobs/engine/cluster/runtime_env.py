@@ -1,7 +1,7 @@
-"""What the workers of a cluster import, sent along: our packages, and the job's folder.
+"""The code that the workers of a cluster need: our package, and the modules beside the job.
 
-`ray job submit --working-dir .` sends a folder by itself; a job that is run on a node of the
-cluster would find its code there, and its trials on the other nodes would not.
+`ray job submit --working-dir .` sends a folder by itself. A job that is started on a node of the
+cluster finds its code there, but its trials on other nodes would not.
 """
 
 import json
@@ -10,46 +10,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-
 import tune_jobs
-from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.cluster.internals import RAY_JOB_CONFIG_JSON_ENV_VAR
+from tune_jobs.engine.core.errors import SettingsError
 
 __all__ = ["check_kept", "code_to_ship"]
 
-# Ray leaves out some of it by itself, but only of a `working_dir`.
+# Ray leaves some of these out by itself, but only of a `working_dir`.
 NO_CODE = ["__pycache__", "*.pyc", ".?*", "venv", "*.pem", "*.key", "*.ckpt"]
-OWN_PACKAGES = ("tune_jobs", "models")  # what this distribution installs, side by side
 
 
 def code_to_ship(job: Path | None) -> dict[str, Any]:
-    """A runtime environment with our packages, and the modules and packages beside the job.
+    """A runtime environment with our package, and the modules and packages beside the job.
 
-    They come as `py_modules`: a `working_dir` would change where relative paths lead.
+    They are sent as `py_modules`: a `working_dir` would change what relative paths mean.
 
     Args:
         job: The folder of the job's file; None, in a notebook: the working directory.
 
     Returns:
-        It; empty where Ray has sent the whole folder already.
+        The environment; empty if Ray has sent the whole folder already.
     """
     if _has_working_dir():
         return {}
-    home = Path(tune_jobs.__file__).parents[1]
-    own = [home / name for name in OWN_PACKAGES]
-    # Of two with one name the job's is sent: in the driver, too, it is found first.
-    modules = {path.name: path for path in [*own, *_modules_beside(job or Path.cwd())]}
-    return {
-        "py_modules": [str(path) for path in modules.values() if path.exists()],
-        "excludes": NO_CODE,
-    }
+    own = Path(tune_jobs.__file__).parent
+    modules = [own, *_modules_beside(job or Path.cwd())]
+    if (own.parent / "pyproject.toml").exists():  # a checkout, whose jobs use its `models`
+        modules.insert(0, own.parent / "models")
+    # Of two with one name the job's is sent: the driver, too, finds it first.
+    by_name = {path.name: path for path in modules if path.exists()}
+    return {"py_modules": [str(path) for path in by_name.values()], "excludes": NO_CODE}
 
 
 def check_kept(folder: str) -> None:
     """Check that a folder outlives the job: Ray deletes its copy of the working directory.
 
     Raises:
-        SettingsError: It lies in there.
+        SettingsError: It is inside that copy.
     """
     if _has_working_dir() and Path(folder).is_relative_to(Path.cwd()):
         raise SettingsError(

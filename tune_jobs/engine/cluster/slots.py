@@ -1,10 +1,11 @@
-"""What a trial takes, how many run side by side, and the checks before anything is spent."""
+"""What a trial holds, and how many trials run in parallel: `plan_resources`."""
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from tune_jobs.engine.core.settings import Settings, SettingsError
+from tune_jobs.engine.core.errors import SettingsError
+from tune_jobs.engine.core.settings import Settings
 
 __all__ = ["DEFAULT_GPU_SHARE", "Node", "Resources", "count_slots", "plan_resources"]
 
@@ -15,12 +16,12 @@ Node = Mapping[str, float]  # resource -> amount, as Ray names them: CPU, GPU
 
 @dataclass(frozen=True)
 class Resources:
-    """What every trial takes, and how many trials run side by side.
+    """What every trial holds, and how many trials run in parallel.
 
     Attributes:
         cpus: CPUs of one trial.
         gpus: Its share of one GPU, 0 to 1.
-        slots: Trials side by side.
+        slots: Trials in parallel.
     """
 
     cpus: float
@@ -42,11 +43,11 @@ class Resources:
 
 
 def plan_resources(settings: Settings, nodes: Iterable[Node]) -> Resources:
-    """Decide what a trial takes of these nodes.
+    """Decide what a trial holds on these nodes.
 
     Args:
         settings: Uses `cpus_per_trial`, `gpus_per_trial` and `max_concurrent`.
-        nodes: The CPUs and GPUs of each node that lives or could be started.
+        nodes: The CPUs and GPUs of each node that is alive or could be started.
 
     Raises:
         SettingsError: No node could ever hold a trial.
@@ -71,9 +72,9 @@ def plan_resources(settings: Settings, nodes: Iterable[Node]) -> Resources:
 
 
 def count_slots(nodes: Iterable[Node], resources: Resources) -> int:
-    """How many trials that take this much these nodes hold.
+    """How many such trials the nodes can hold.
 
-    A trial's share lies on one GPU, so a GPU holds floor(1 / share) trials, whatever is left.
+    A trial's share is on one GPU, so a GPU holds floor(1 / share) trials, whatever is left over.
     """
     return sum(_trials_per_node(node, resources.cpus, resources.gpus) for node in nodes)
 

@@ -1,20 +1,23 @@
-"""What a sweep optimises, and which way: `Goal`."""
+"""What a sweep optimizes, and which trial is best: `Goal`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tune_jobs.engine.core.settings import SettingsError
+from optuna.trial import FrozenTrial, TrialState
+
+from tune_jobs.engine.core.errors import SettingsError
+from tune_jobs.engine.core.outcome import outcome_of
 
 __all__ = ["ENDS_ITSELF", "Goal", "epoch_of"]
 
-# In the last result of a trial that a callback of its own ends, such as EarlyStopping.
+# Set in the last result of a trial that one of its own callbacks ends, such as EarlyStopping.
 ENDS_ITSELF = "ends_itself"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A metric and the way to go.
+    """A metric and its direction.
 
     Attributes:
         metric: The name under which trials report their score.
@@ -33,22 +36,41 @@ class Goal:
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """The mode as Optuna calls it."""
+        """The mode in Optuna's words."""
         return "maximize" if self.mode == "max" else "minimize"
 
     def gain(self, score: float) -> float:
-        """The score as something that is better the larger it is."""
+        """The score, negated where lower is better: a larger gain is always better."""
         return score if self.mode == "max" else -score
 
     def best_epoch(self, curve: Mapping[int, float]) -> int | None:
-        """The epoch of the best score; the latest of equals, as Tune keeps checkpoints.
+        """The epoch of the best score; of equals the latest, whose checkpoint Tune keeps.
 
         Args:
-            curve: Epoch -> score; an Optuna trial's intermediate values.
+            curve: Epoch -> score; the intermediate values of an Optuna trial.
         """
         return max(curve, key=lambda epoch: (self.gain(curve[epoch]), epoch), default=None)
 
+    def rank(self, trial: FrozenTrial) -> tuple[int, float, int]:
+        """Orders trials that have a curve: of two, the better one has the larger rank.
+
+        A complete trial is better than one that was stopped or still runs, and both are better than
+        one that failed. Then the best epoch counts; of equals the trial that started first wins.
+        """
+        outcome = outcome_of(trial)
+        standing = 1 + (trial.state == TrialState.COMPLETE)
+        if outcome is not None and outcome.is_failure:
+            standing = 0
+        gain = max(self.gain(score) for score in trial.intermediate_values.values())
+        return standing, gain, -trial.number
+
+    def best(self, trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+        """The best of the trials; None: none has a score. A failed trial is never the best."""
+        best = max((t for t in trials if t.intermediate_values), key=self.rank, default=None)
+        has_failed = best is not None and self.rank(best)[0] == 0
+        return None if has_failed else best
+
 
 def epoch_of(result: Mapping[str, Any]) -> int:
-    """The epoch that a result is of; of a plain function's, how many it has reported."""
+    """The epoch of a result; for a plain function, the number of its reports so far."""
     return int(result.get("epoch", result.get("training_iteration", 0)))

@@ -1,24 +1,68 @@
-"""Everything that a user may set: typed, with its help, checked before anything is spent."""
+"""Everything that a user can set: typed, with its help, checked before anything is spent."""
 
+import dataclasses
 import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Literal, TypeVar
 
 import tyro
 
-__all__ = ["LightningSettings", "Settings", "SettingsError", "parse_settings"]
+from tune_jobs.engine.core.errors import SettingsError
+from tune_jobs.engine.core.rungs import Halving
+
+__all__ = [
+    "LightningSettings",
+    "OnResume",
+    "Settings",
+    "fixed",
+    "momentary",
+    "on_resume",
+    "parse_settings",
+]
 
 AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
-class SettingsError(Exception):
-    """What was asked for cannot be done; the message gives the rule, the values and the way out.
+class OnResume(Enum):
+    """What happens to a setting when a sweep is resumed."""
 
-    No ValueError: tyro would put it into a box, broken into lines.
+    KEPT = auto()  # it has its previous value unless another one is given
+    FIXED = auto()  # another value is refused
+    MOMENTARY = auto()  # it is not recorded; it has its default unless a value is given
+
+
+def fixed(default: Any = dataclasses.MISSING, *, factory: Callable[[], Any] | None = None) -> Any:
+    """A setting that a resumed sweep must not change, or new trials could not be compared with old.
+
+    Args:
+        default: Its default; or give a factory.
+        factory: Makes its default.
     """
+    return _field(OnResume.FIXED, default, factory)
+
+
+def momentary(
+    default: Any = dataclasses.MISSING, *, factory: Callable[[], Any] | None = None
+) -> Any:
+    """A setting that is given anew each time, if at all. Arguments as for `fixed`."""
+    return _field(OnResume.MOMENTARY, default, factory)
+
+
+def on_resume(field: "dataclasses.Field[Any]") -> OnResume:
+    """What happens to this setting when a sweep is resumed."""
+    rule: OnResume = field.metadata.get("on_resume", OnResume.KEPT)
+    return rule
+
+
+def _field(rule: OnResume, default: Any, factory: Callable[[], Any] | None) -> Any:
+    metadata = {"on_resume": rule}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -32,38 +76,38 @@ class Settings:
     num_trials: int = 20
     """Configs to try."""
     max_concurrent: int | None = None
-    """Trials side by side; none: as many as the cluster holds."""
+    """Trials that run in parallel; none: as many as the cluster holds."""
     cpus_per_trial: float = 1.0
-    """CPUs a trial takes, and the threads it computes with."""
+    """CPUs of a trial, and the threads it computes with."""
     gpus_per_trial: float | Literal["auto"] = "auto"
-    """Share of a GPU that a trial takes, 0 to 1; auto: 0.25 where there are GPUs, else 0."""
+    """Share of a GPU that a trial holds, 0 to 1; auto: 0.25 where there are GPUs, else 0."""
     time_budget_s: float | None = None
-    """Seconds after which the sweep ends with what it has; none: no limit."""
+    """Seconds after which the sweep stops with what it has; none: no limit."""
     stop_at: float | None = None
     """A score that is good enough: the sweep ends when a trial reaches it."""
-    seed: int = 0
+    seed: int = fixed(0)
     """Seed of the search and of every trial."""
-    storage_path: str = field(
-        default_factory=lambda: os.environ.get("TUNE_JOBS_STORAGE_PATH") or "./results"
+    storage_path: str = momentary(
+        factory=lambda: os.environ.get("TUNE_JOBS_STORAGE_PATH") or "./results"
     )
     """Folder or URL (s3://, gs://, file://) that holds the sweeps; all nodes can write to it.
     Its default is $TUNE_JOBS_STORAGE_PATH, else ./results."""
-    name: str | None = None
+    name: str | None = momentary(None)
     """Name of the sweep and of its folder; none: job and time."""
     keep_checkpoints: int = 10
-    """Finished trials that keep their checkpoints, the best ones."""
-    resume: bool = False
-    """Go on with the sweep of this name; what is not said is as it was."""
-    retry_failed: bool = False
-    """With resume: run failed trials again, as new ones."""
+    """Finished trials that keep their checkpoints: the best ones."""
+    resume: bool = momentary(False)
+    """Resume the sweep of this name. Options you leave out keep their previous values."""
+    retry_failed: bool = momentary(False)
+    """With resume: run failed trials again, as new trials."""
     max_failures: int = 3
-    """Deaths of its process or machine that a trial survives, from its last checkpoint on."""
-    warm_start: str | None = None
-    """Folder or URL of another sweep whose finished trials the search learns from."""
-    enqueue: str | None = None
-    """JSON file with a list of configs, or parts of them, to try first."""
-    address: str | None = None
-    """Address of a Ray cluster; none: the one this machine belongs to, else Ray starts here."""
+    """How often a trial resumes from its checkpoint after its process or machine died."""
+    warm_start: str | None = fixed(None)
+    """Folder or URL of another sweep: the search learns from its finished trials."""
+    enqueue: str | None = momentary(None)
+    """JSON file with a list of configs, or parts of configs, to try first."""
+    address: str | None = momentary(None)
+    """Address of a Ray cluster; none: the cluster this machine belongs to, else Ray starts here."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "num_trials", "max_concurrent", "cpus_per_trial", "time_budget_s")
@@ -79,61 +123,46 @@ class Settings:
         if self.max_failures < 0:
             raise SettingsError(f"max_failures must not be negative, got {self.max_failures}.")
         if self.retry_failed and not self.resume:
-            raise SettingsError("retry_failed goes with resume; add --resume.")
+            raise SettingsError("retry_failed needs resume; add --resume.")
         if self.resume and self.name is None:
             raise SettingsError("resume needs the name of the sweep; add --name.")
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed must be between 0 and 4294967295, got {self.seed}.")
         if self.name is not None and not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", self.name):
             raise SettingsError(
-                "name must be a folder's name of letters, digits, '.', '_', '+' and '-', "
-                f"got {self.name!r}."
+                "name must consist of letters, digits, '.', '_', '+' and '-', "
+                f"got {self.name!r}; it names a folder."
             )
+
+    @property
+    def halving(self) -> Halving | None:
+        """How trials are compared before they end; None: they are not."""
+        return None
 
 
 @dataclass(frozen=True)
 class LightningSettings(Settings):
-    """Settings of a sweep whose trials train a LightningModule under ASHA."""
+    """Settings of a sweep whose trials train epochs under ASHA."""
 
-    max_epochs: int = 10
-    """Epochs a trial trains at most."""
-    grace_epochs: int = 1
+    max_epochs: int = fixed(10)
+    """Epochs that a trial trains at most."""
+    grace_epochs: int = fixed(1)
     """Epochs that every trial may train: the first rung.
     Each further rung has reduction-factor times as many."""
     # `--help` keeps these line breaks; there are 56 columns in a terminal that has 80.
-    asha: Literal["promotion", "stopping"] = "promotion"
-    """promotion: every trial pauses at each rung, with its
-    checkpoint. A free slot goes on with the best paused
-    trial that is among the best 1 in reduction-factor of
-    its rung, the highest rung first, else it starts a new
-    one. A trial that looks poor at first may still be
+    asha: Literal["promotion", "stopping"] = fixed("promotion")
+    """promotion: every trial pauses at each rung with its
+    checkpoint. A free slot resumes the best paused trial
+    among the best 1 in reduction-factor of its rung, the
+    highest rung first. If there is none, it starts a new
+    trial. A trial that looks poor at first may still be
     promoted later.
-    stopping: a trial that reaches a rung goes on at once if
-    it is among the best 1 in reduction-factor of those that
-    were there before it, else it ends for good. Nothing is
-    paused. The first trials go on because they are first,
-    whatever they are worth.
-    With either, TPE learns from late epochs alone: about 40
-    configs are drawn at random before it begins, about 80
-    beyond ten epochs.
-    Epochs of all trials until one was among the best 1 % of
-    MNIST's space, with 1, 4, 16 and 64 slots, medians of
-    simulated sweeps (python -m benchmarks.simulate):
-    | slots             |     1 |     4 |    16 |    64 |
-    | promotion         |   546 |   608 |   724 | 1,639 |
-    | stopping          |   603 |   662 |   806 | 1,668 |
-    | Ray, random       |   680 |   725 |   942 | 1,665 |
-    | Ray, OptunaSearch | 1,437 |   983 | 1,553 | 2,654 |
-    | Optuna, halving   | 1,038 | >3000 | 1,692 | >3000 |
-    | Optuna, Hyperband |   754 |   818 | 1,293 | 2,804 |
-    | Syne Tune, ASHA   |   828 |   862 | 1,009 | 1,544 |
-    | Syne Tune, BOHB   |   738 |   942 |   912 | 1,486 |"""
-    reduction_factor: float = 2.0
-    """ASHA lets the best 1 in this many trials go on at each rung; above 1."""
-    data: Literal["auto", "mnist", "digits"] = "auto"
-    """Data set; auto: MNIST from data-dir or the network, else scikit-learn's digits."""
-    data_dir: str = field(default_factory=lambda: os.environ.get("TUNE_JOBS_DATA_DIR", "data"))
-    """Folder with torchvision's MNIST/raw; its default is $TUNE_JOBS_DATA_DIR, else ./data."""
+    stopping: a trial that reaches a rung continues at once
+    if it is among the best 1 in reduction-factor of those
+    that were there before it, else it stops for good.
+    Nothing pauses. docs/benchmarks.md compares the two."""
+    reduction_factor: float = fixed(2.0)
+    """At each rung, the best 1 in this many trials continue; above 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,6 +180,12 @@ class LightningSettings(Settings):
                 "2 keeps the better half at each rung."
             )
 
+    @property
+    def halving(self) -> Halving:
+        return Halving(
+            self.max_epochs, self.grace_epochs, self.reduction_factor, self.asha == "promotion"
+        )
+
 
 def parse_settings(
     settings_type: type[AnySettings],
@@ -164,7 +199,7 @@ def parse_settings(
         settings_type: Their type.
         description: The head of `--help`.
         args: The command line; None: the program's own.
-        default: What holds where the command line says nothing; None: the type's defaults.
+        default: Holds the values that the command line leaves out; None: the type's defaults.
 
     Raises:
         SettingsError: A value breaks its rule.

@@ -1,4 +1,4 @@
-"""What Tune pickles and nobody reads: `Transient`."""
+"""For objects that Tune pickles and nobody reads back: `Transient`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __all__ = ["Transient"]
 
 
 class Transient:
-    """Mixed into what is handed to Tune, which pickles it into `tuner.pkl` and its snapshots.
+    """Mixin for objects given to Tune, which pickles them into `tuner.pkl` and its snapshots.
 
     Nothing of ours is restored from there, and studies, locks and processes cannot be pickled.
     """

@@ -1,26 +1,29 @@
-"""Each trial's results as files: `ResultLogs`."""
+"""Tune callbacks that write files of trials and delete checkpoints."""
 
+import heapq
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.air.constants import EXPR_RESULT_FILE
+from ray.tune import Callback
+from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.utils.util import SafeFallbackEncoder
 
-from tune_jobs.engine.core.goal import epoch_of
+from tune_jobs.engine.core.goal import Goal, epoch_of
+from tune_jobs.engine.core.layout import RESULT_FILE
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.store.record import Record, results_of
 
-__all__ = ["ResultLogs", "write_results"]
+__all__ = ["KeepBestCheckpoints", "ResultLogs", "write_results"]
 
 
 class ResultLogs(Transient, JsonLoggerCallback):
-    """Each trial's results as JSON lines, from which Ray's `ResultGrid` reads its data frames.
+    """Writes each trial's results as JSON lines, which Ray's `ResultGrid` reads as data frames.
 
-    Ray's own holds a file open for each trial that has not ended, of which paused ones may be more
-    than a process may have, and repeats the epochs that are trained again after a process has died.
+    Ray's own keeps a file open for each trial that has not ended; there may be more paused trials
+    than a process may have open files. It also repeats epochs that are trained again.
 
     Args:
         record: The record of the sweep.
@@ -35,22 +38,75 @@ class ResultLogs(Transient, JsonLoggerCallback):
         self.update_config(trial, trial.config)
         last = trial.latest_checkpoint_result
         results = results_of(self._record.trial(trial.trial_id)) if last is not None else {}
-        epoch = epoch_of(last.metrics) if last is not None else 0  # from which it goes on
+        epoch = epoch_of(last.metrics) if last is not None else 0  # from which it resumes
         write_results(trial, {e: result for e, result in results.items() if e <= epoch})
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-        with Path(trial.local_path, EXPR_RESULT_FILE).open("at") as file:
+        with Path(trial.local_path, RESULT_FILE).open("at") as file:
             json.dump(result, file, cls=SafeFallbackEncoder)
             file.write("\n")
 
 
 def write_results(trial: Any, results: Mapping[int, Mapping[str, Any]]) -> None:
-    """Write the file that holds a trial's results anew.
+    """Replace the file that holds a trial's results.
 
     Args:
-        trial: A Tune trial with its folder made.
-        results: Epoch -> result, as they are recorded.
+        trial: A Tune trial whose folder exists.
+        results: Epoch -> recorded result.
     """
     common = {"trial_id": trial.trial_id, "config": trial.config}
     lines = [json.dumps({**result, **common}, default=str) + "\n" for result in results.values()]
-    Path(trial.local_path, EXPR_RESULT_FILE).write_text("".join(lines))
+    Path(trial.local_path, RESULT_FILE).write_text("".join(lines))
+
+
+class KeepBestCheckpoints(Transient, Callback):
+    """Deletes the checkpoints of a finished trial once `num_trials` better trials have theirs.
+
+    Trials are ranked as the winner is. Trials that the end of the sweep cut short keep theirs.
+
+    Args:
+        num_trials: Trials that keep their checkpoints.
+        goal: Ranks the trials.
+        record: The record of the sweep.
+    """
+
+    def __init__(self, num_trials: int, goal: Goal, record: Record) -> None:
+        self._num_trials = num_trials
+        self._goal = goal
+        self._record = record
+        self._seen: set[str] = set()
+        # a heap, the worst trial first; ranks are unique, so that it never compares trials
+        self._kept: list[tuple[tuple[int, float, int], Any]] = []
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # The first time, also the trials that finished under earlier drivers.
+        for finished in [trial] if self._seen else trials:
+            self._rank(finished)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.on_trial_complete(iteration, trials, trial)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        for trial in trials:
+            self._rank(trial)
+
+    def _rank(self, trial: Trial) -> None:
+        recorded = self._record.trial(trial.trial_id)
+        if not recorded.state.is_finished() or trial.trial_id in self._seen:
+            return
+        self._seen.add(trial.trial_id)
+        if trial.run_metadata.checkpoint_manager.best_checkpoint_result is None:
+            return
+        heapq.heappush(self._kept, (self._goal.rank(recorded), trial))
+        if len(self._kept) > self._num_trials:
+            _delete_checkpoints(heapq.heappop(self._kept)[-1])
+
+
+def _delete_checkpoints(trial: Trial) -> None:
+    manager = trial.run_metadata.checkpoint_manager
+    # The latest one may be one of the best, or not.
+    kept = {*manager.best_checkpoint_results, manager.latest_checkpoint_result}
+    for result in kept:
+        result.checkpoint.filesystem.delete_dir(result.checkpoint.path)
+    # An empty manager: no result may point at a deleted checkpoint.
+    trial.run_metadata.checkpoint_manager = type(manager)(manager.checkpoint_config)

@@ -1,35 +1,45 @@
-"""Tune's trials: recorded ones as they stood, then what the search suggests: `TrialQueue`."""
+"""Tune's trials: first the recorded ones, then what the search suggests: `TrialQueue`."""
 
+import shutil
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
-from ray.air.constants import EXPR_ERROR_FILE
-from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher, SearchGenerator
 from ray.tune.utils import flatten_dict
 
-from tune_jobs.engine.core.outcome import Blame, failure_of
+from tune_jobs.engine.core.layout import ERROR_FILE, trial_folder
+from tune_jobs.engine.core.outcome import Cause, outcome_of
+from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.execution.callbacks import write_results
-from tune_jobs.engine.search.asha import EpochScheduler
+from tune_jobs.engine.execution.internals import (
+    keep_running,
+    register_checkpoint,
+    stop_waiting_for_reset,
+)
+from tune_jobs.engine.search.epochs import EpochScheduler
+from tune_jobs.engine.search.failures import outcome_of_failed
 from tune_jobs.engine.search.study_search import StudySearch
 from tune_jobs.engine.store.checkpoints import Shelf
-from tune_jobs.engine.store.record import failure_in, id_of, results_of
+from tune_jobs.engine.store.configs import config_of
+from tune_jobs.engine.store.folder import SweepFolder
+from tune_jobs.engine.store.record import Record, id_of, results_of
 
 __all__ = ["SweepTrial", "TrialQueue"]
 
 
 class SweepTrial(Trial):
-    """A trial that goes on after its process or its machine has died, and after nothing else.
+    """A trial that resumes after its process or machine died, and after no other failure.
 
-    Ray's `max_failures` counts every cause alike, so that a config which raises is run again too.
-    But a process that dies while it is handed from one trial to the next fails the next one: Ray
-    tells of the death twice, and the second time finds the trial back in its queue, PENDING.
+    Ray's `max_failures` counts all failures alike: a config that raises is run again and again.
+
+    When a process dies while it is handed over from one trial to the next, the next trial fails.
+    Ray reports that death twice, and at the second time finds the trial in its queue, PENDING.
 
     Attributes:
         controller: Tune's, once it has taken the trial in.
@@ -41,78 +51,82 @@ class SweepTrial(Trial):
         super().handle_error(exc)
         if self.controller is None:
             return
-        # Else Tune would wait for ever for the process to be handed over.
-        self.controller._resetting_trials.discard(self)
-        if self.status == Trial.PENDING and failure_of(self).blame == Blame.CLUSTER:
+        # Otherwise Tune would wait for the process for ever.
+        stop_waiting_for_reset(self.controller, self)
+        if self.status == Trial.PENDING and outcome_of_failed(self).cause == Cause.CLUSTER:
             self.run_metadata.num_failures -= 1  # it died once
-            self.controller._set_trial_status(self, Trial.RUNNING)  # else it would not recover
+            keep_running(self.controller, self)  # otherwise it would not recover
 
     def should_recover(self) -> bool:
-        return failure_of(self).blame == Blame.CLUSTER and bool(super().should_recover())
+        is_cluster = outcome_of_failed(self).cause == Cause.CLUSTER
+        return is_cluster and bool(super().should_recover())
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in super().__getstate__().items() if k != "controller"}
 
 
 class TrialQueue(Transient, SearchGenerator):
-    """Hands Tune the trials of a sweep, and no more at a time than there are slots.
+    """Hands Tune the trials of a sweep, never more at a time than there are slots.
 
-    A free slot goes to a paused trial that the scheduler promotes, else to a new one. It is decided
-    here, since Tune starts what is pending whatever the scheduler says.
+    A free slot goes to a paused trial that the scheduler promotes, else to a new trial. That is
+    decided here, since Tune starts pending trials whatever the scheduler says.
 
-    A sweep that is gone on with is a new one to Tune, whose first trials are the recorded ones:
-    finished ones as they ended, the others to go on from their last checkpoint. Tune's own way,
-    `Tuner.restore`, goes by a snapshot that is up to 10 s or more behind, forgets the scheduler
-    (ray#30838), cannot add trials (ray#42221), and starts restored ones beyond the concurrency
-    limit (ray#40652).
+    To Tune, a resumed sweep is a new one, whose first trials are the recorded ones: finished trials
+    with their results, the others to resume from their last checkpoint. Tune's own way,
+    `Tuner.restore`, reads a snapshot that is up to 10 s old, forgets the scheduler (ray#30838),
+    cannot add trials (ray#42221), and exceeds the concurrency limit (ray#40652).
 
     Args:
         search: Gives the configs of new trials.
-        scheduler: Knows which trials are paused, and which of them go on.
-        recorded: The trials of the record that have been started.
-        slots: Tells how many trials may run side by side now.
-        is_over: Whether the sweep has to end; it may have to as soon as it is gone on with.
-        shelf: The checkpoints that are there.
-        on_recall: Called with each finished trial that is handed out again, and what is recorded.
+        scheduler: Knows which trials are paused, and promotes them.
+        record: The record of the sweep.
+        space: What is searched.
+        folder: The sweep's folder, which holds the checkpoints.
+        slots: Tells how many trials may run in parallel now; none once the sweep has to end.
     """
 
     def __init__(
         self,
         search: StudySearch,
         scheduler: EpochScheduler,
-        recorded: list[FrozenTrial],
+        record: Record,
+        space: SearchSpace,
+        folder: SweepFolder,
         slots: Callable[[], int],
-        is_over: Callable[[], bool],
-        shelf: Shelf,
-        on_recall: Callable[[Trial, FrozenTrial], None],
     ) -> None:
         super().__init__(search)
         self._scheduler = scheduler
-        # Those that take no slot first, and Tune's results are to hold all trials.
-        self._recorded = deque(sorted(recorded, key=self._takes_slot))
-        self._num_started = len(recorded)
+        self._record = record
+        self._space = space
+        self._folder = folder
         self._slots = slots
-        self._is_over = is_over
-        self._shelf = shelf
-        self._on_recall = on_recall
+        self._shelf = Shelf(folder.filesystem, folder.path)
+        recorded = record.started()
+        # Trials that need no slot come first: Tune's results are to hold all trials.
+        self._recorded = deque(sorted(recorded, key=self._needs_slot))
+        self._num_started = len(recorded)
+        self._spec: dict[str, Any] = {}
         self._unfinished: set[str] = set()
         self._is_exhausted = False  # the search has nothing left
 
+    def add_configurations(self, experiments: Any) -> None:
+        super().add_configurations(experiments)
+        experiment = experiments[0] if isinstance(experiments, list) else experiments
+        self._spec = experiment.spec
+
     def next_trial(self) -> Trial | None:
-        if self._recorded and not self._takes_slot(self._recorded[0]):
-            return self._recall(self._recorded.popleft())
-        if self._is_over():
-            self.set_finished()
-        num_running = len(self._unfinished) - self._scheduler.num_waiting
+        if self._recorded and not self._needs_slot(self._recorded[0]):
+            return self._restore(self._recorded.popleft())
+        num_running = len(self._unfinished) - self._scheduler.num_paused
         if self.is_finished() or num_running >= self._slots():
             return None
         if self._recorded:
-            return self._recall(self._recorded.popleft())
+            return self._restore(self._recorded.popleft())
         is_last = self._none_left and not num_running
         if self._scheduler.promote(is_last):
             return None
         if is_last:
-            self._scheduler.end_waiting()
+            self._scheduler.stop_paused()
         return None if self._none_left else self._suggest()
 
     def on_trial_complete(
@@ -124,15 +138,21 @@ class TrialQueue(Transient, SearchGenerator):
     def is_finished(self) -> bool:
         return bool((self._none_left and self._scheduler.is_settled) or self._finished)
 
+    def save_to_dir(self, dirpath: str, session_str: str) -> None:
+        """Part of Tune's snapshots, which are copied to the storage: a record that is not there
+        already goes with them. Nothing else needs saving: the record holds everything."""
+        if self._folder.is_remote and not self._record.is_lost:
+            shutil.copy(self._record.file, dirpath)
+
     @property
     def _none_left(self) -> bool:
-        """Whether no trial is to be started any more."""
+        """Whether no further trial is to start."""
         is_full = self._num_started >= self.total_samples
         return not self._recorded and (is_full or self._is_exhausted)
 
-    def _takes_slot(self, recorded: FrozenTrial) -> bool:
+    def _needs_slot(self, recorded: FrozenTrial) -> bool:
         is_finished = recorded.state.is_finished()
-        return not (is_finished or self._scheduler.has_to_wait(id_of(recorded)))
+        return not (is_finished or self._scheduler.is_paused(id_of(recorded)))
 
     def _suggest(self) -> Trial | None:
         trial_id = Trial.generate_id()
@@ -144,28 +164,24 @@ class TrialQueue(Transient, SearchGenerator):
         self._unfinished.add(trial_id)
         return self._make(trial_id, config)
 
-    def _recall(self, recorded: FrozenTrial) -> Trial:
-        trial = self._make(id_of(recorded), self.searcher.config_of(recorded))
+    def _restore(self, recorded: FrozenTrial) -> Trial:
+        trial = self._make(id_of(recorded), config_of(recorded, self._space))
         trial.init_local_path()
         results = results_of(recorded)
         kept = self._shelf.of(trial.storage.trial_dir_name, results)
         self._shelf.remove_others(trial.storage.trial_dir_name, kept.values())
         for epoch, path in kept.items():
             checkpoint = Checkpoint(path, self._shelf.filesystem)
-            trial.run_metadata.checkpoint_manager.register_checkpoint(
-                _TrainingResult(checkpoint, dict(results[epoch]))
-            )
-            # Ray counts on from here.
-            trial.storage.current_checkpoint_index = int(path.rpartition("_")[-1])
+            register_checkpoint(trial, checkpoint, dict(results[epoch]))
         if recorded.state.is_finished():
             self._end(trial, recorded, results)
         else:
-            # What was trained beyond the last checkpoint is trained again.
+            # Epochs beyond the last checkpoint are trained again.
             results = {epoch: r for epoch, r in results.items() if epoch <= max(kept, default=0)}
             self._unfinished.add(trial.trial_id)
-            if not self._takes_slot(recorded):
+            if not self._needs_slot(recorded):
                 trial.set_status(Trial.PAUSED)
-                write_results(trial, results)  # it may never be started again
+                write_results(trial, results)  # it may never start again
         for result in results.values():
             trial.update_last_result(dict(result))
         return trial
@@ -173,17 +189,17 @@ class TrialQueue(Transient, SearchGenerator):
     def _end(
         self, trial: Trial, recorded: FrozenTrial, results: Mapping[int, dict[str, Any]]
     ) -> None:
-        # Their logs may have been in Ray's staging folder only when the driver died.
+        # When the driver died, its logs may have been in Ray's staging folder only.
         write_results(trial, results)
-        failure = failure_in(recorded)
-        if failure is not None:
-            Path(trial.local_path, EXPR_ERROR_FILE).write_text(failure.text)
-            trial.run_metadata.error_filename = EXPR_ERROR_FILE
-        trial.set_status(Trial.ERROR if failure is not None else Trial.TERMINATED)
-        self._on_recall(trial, recorded)
+        outcome = outcome_of(recorded)
+        has_failed = outcome is not None and outcome.is_failure
+        if outcome is not None and has_failed:
+            Path(trial.local_path, ERROR_FILE).write_text(outcome.traceback)
+            trial.run_metadata.error_filename = ERROR_FILE
+        trial.set_status(Trial.ERROR if has_failed else Trial.TERMINATED)
 
     def _make(self, trial_id: str, config: dict[str, Any]) -> Trial:
-        spec = self._experiment.spec
+        spec = self._spec
         return SweepTrial(
             spec["run"],
             trial_id=trial_id,
@@ -192,8 +208,12 @@ class TrialQueue(Transient, SearchGenerator):
             stopping_criterion=spec["stop"],
             checkpoint_config=spec["checkpoint_config"],
             placement_group_factory=spec["resources_per_trial"],
-            trial_dirname_creator=spec["trial_dirname_creator"],
+            trial_dirname_creator=self._folder_of,
             log_to_file=spec["log_to_file"],
             storage=spec["storage"],
             max_failures=spec["max_failures"],
         )
+
+    def _folder_of(self, trial: Trial) -> str:
+        """By its number in the study, which trials.csv has too."""
+        return trial_folder(self._record.trial(trial.trial_id).number)

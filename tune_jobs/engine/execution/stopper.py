@@ -1,41 +1,42 @@
-"""When the whole sweep ends, and that it does so in order and soon: `SweepStopper`."""
+"""When a sweep ends early, and that it does so cleanly and soon: `SweepStopper`."""
 
 import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 from optuna.trial import TrialState
 from ray.tune import Callback, Stopper
 
-from tune_jobs.engine.core.outcome import Blame, Endings, Failure, Reason
+from tune_jobs.engine.core.errors import MetricNotLoggedError
+from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
 from tune_jobs.engine.core.transient import Transient
-from tune_jobs.engine.search.asha import EpochScheduler
+from tune_jobs.engine.search.epochs import EpochScheduler
+from tune_jobs.engine.search.failures import outcome_of_failed
 from tune_jobs.engine.store.record import Record
-from tune_jobs.engine.trainable.lightning import MetricNotLoggedError
 
 __all__ = ["MAX_FAILURES_WITHOUT_SUCCESS", "SweepStopper", "interruptible"]
 
-# So many failures and no success: the fault is the code's, not the configs'.
+# So many failures and no success: the code is at fault, not the configs.
 MAX_FAILURES_WITHOUT_SUCCESS = 5
-# For trials that are about to report; Tune itself waits 10 s for an epoch that may take an hour.
+# For trials that are about to report. Tune itself waits 10 s for an epoch that may take an hour.
 KILL_AFTER_S = 3.0
 
 
 class SweepStopper(Transient, Stopper):
-    """Ends a sweep, and knows why.
+    """Ends a sweep early, and knows why.
 
     Args:
         scheduler: Tells whether a score that is good enough has been reached.
-        record: The record of the sweep; one that cannot be written ends it.
-        lost: Set once another driver has taken the sweep over.
+        record: The record of the sweep; the sweep ends if it cannot be written.
+        lost: Set once another driver has taken over the sweep.
         time_budget_s: Seconds from now; None: no limit.
 
     Attributes:
-        watcher: The Tune callback that sees trials fail; goes into the same run.
+        watcher: The Tune callback that sees trials fail; must be given to the same run.
     """
 
     def __init__(
@@ -52,35 +53,31 @@ class SweepStopper(Transient, Stopper):
         self._is_interrupted = False
         self._is_ending = False
         complete = (trial.state == TrialState.COMPLETE for trial in record.trials())
-        self.watcher = FailureWatcher(scheduler.endings, num_successes=sum(complete))
+        self.watcher = FailureWatcher(num_successes=sum(complete))
 
     @property
-    def reason(self) -> Reason | None:
-        """Why the sweep has to end, as told to the trials it cuts short; None: it goes on."""
+    def outcome(self) -> Outcome | None:
+        """Why the sweep has to end early; None: it continues.
+
+        The outcome of a failing storage has a message, in a sentence.
+        """
         if self._lost.is_set():
-            return Reason.LOCK_LOST
+            message = "another driver has taken over the sweep; this one ends and changes nothing."
+            return Outcome.of(Kind.LOCK_LOST, message)
         if self._is_interrupted:
-            return Reason.INTERRUPTED
-        if self._record.trouble is not None or self.watcher.storage_failure is not None:
-            return Reason.STORAGE
-        if self._scheduler.reached:
-            return Reason.OTHER_GOOD_ENOUGH
-        # A trial that is paused has trained well; it is no success as yet.
-        if self.watcher.is_hopeless and self._scheduler.is_settled:
-            return Reason.FAILURES
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            return Reason.TIME_BUDGET
-        return None
-
-    @property
-    def trouble(self) -> str | None:
-        """What is wrong with the storage, in a sentence; None: nothing."""
-        if self._lost.is_set():
-            return "another driver has taken the sweep over; this one ends and leaves it alone."
+            return Outcome.of(Kind.INTERRUPTED)
         if self._record.trouble is not None:
-            return f"{self._record.trouble}."
-        failure = self.watcher.storage_failure
-        return None if failure is None else f"{failure.error}."
+            return Outcome.of(Kind.STORAGE, f"{self._record.trouble}.")
+        if self.watcher.storage_failure is not None:
+            return Outcome.of(Kind.STORAGE, f"{self.watcher.storage_failure}.")
+        if self._scheduler.has_reached:
+            return Outcome.of(Kind.OTHER_GOOD_ENOUGH)
+        # A paused trial has trained well, but is no success yet.
+        if self.watcher.is_hopeless and self._scheduler.is_settled:
+            return Outcome.of(Kind.FAILURES)
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            return Outcome.of(Kind.TIME_BUDGET)
+        return None
 
     def interrupt(self) -> None:
         """End the sweep; called by a signal."""
@@ -90,7 +87,7 @@ class SweepStopper(Transient, Stopper):
         return False
 
     def stop_all(self) -> bool:
-        if self.reason is None:
+        if self.outcome is None:
             return False
         if not self._is_ending:
             self._is_ending = True
@@ -99,19 +96,17 @@ class SweepStopper(Transient, Stopper):
 
 
 class FailureWatcher(Transient, Callback):
-    """Counts trials that failed until one succeeds; holds on to those that run.
+    """Counts failed trials until one succeeds; keeps track of running ones.
 
     Args:
-        endings: Why trials were ended, as the scheduler fills it; Tune calls that first.
-        num_successes: Trials that had succeeded before.
+        num_successes: Trials that succeeded under earlier drivers.
 
     Attributes:
-        storage_failure: The first failure that was the storage's; None: there was none.
+        storage_failure: What the storage failed of, in words; None: it did not.
     """
 
-    def __init__(self, endings: Endings, num_successes: int) -> None:
-        self._endings = endings
-        self.storage_failure: Failure | None = None
+    def __init__(self, num_successes: int) -> None:
+        self.storage_failure: str | None = None
         self._num_failures = 0
         self._num_successes = num_successes
         self._metric_missing = False
@@ -119,15 +114,15 @@ class FailureWatcher(Transient, Callback):
 
     @property
     def is_hopeless(self) -> bool:
-        """A metric that is never logged is missing in every trial: one failure tells it."""
+        """A metric that is never logged is missing in every trial: one failure is enough."""
         too_many = self._num_failures >= MAX_FAILURES_WITHOUT_SUCCESS
         return self._num_successes == 0 and (self._metric_missing or too_many)
 
     def kill_later(self, delay_s: float) -> None:
-        """End the processes of the trials that run now, if they are still there by then.
+        """End the processes of the trials that run now, if they still exist after the delay.
 
-        A trial hears that it has to stop when it reports, and an epoch can be long; it goes on from
-        its last checkpoint when the sweep is resumed.
+        A trial learns that it has to stop when it reports, and an epoch can be long. It resumes
+        from its last checkpoint when the sweep is resumed.
         """
         actors = [trial.temporary_state.ray_actor for trial in self._trials]
 
@@ -147,19 +142,25 @@ class FailureWatcher(Transient, Callback):
         self._num_successes += 1
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        failure = self._endings.failures[trial.trial_id]
-        if failure.blame == Blame.STORAGE:
-            self.storage_failure = self.storage_failure or failure
+        outcome = outcome_of_failed(trial)
+        if outcome.cause == Cause.STORAGE:
+            self.storage_failure = self.storage_failure or outcome.message.partition(": ")[2]
             return
         self._num_failures += 1
-        self._metric_missing |= isinstance(failure.error, MetricNotLoggedError)
+        self._metric_missing |= outcome.kind == MetricNotLoggedError.__name__
 
 
 @contextlib.contextmanager
-def interruptible(stopper: SweepStopper) -> Iterator[None]:
-    """Let Ctrl-C, and a polite `kill`, end the sweep in order; a second one ends it at once.
+def interruptible(
+    stopper: SweepStopper, notify: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the sweep cleanly; the second one ends it at once.
 
     Tune's own handler would lose the reason, and wait for the epochs that run.
+
+    Args:
+        stopper: Is interrupted.
+        notify: Called with a line for the user.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -169,7 +170,7 @@ def interruptible(stopper: SweepStopper) -> Iterator[None]:
 
     def interrupt(number: int, frame: Any) -> None:
         stopper.interrupt()
-        print("\nInterrupted: the sweep ends in order; once more ends it at once.", flush=True)
+        notify("\nInterrupted: stopping cleanly. Press Ctrl-C again to quit immediately.")
         restore()
 
     def restore() -> None:

@@ -1,4 +1,4 @@
-"""Where a sweep leaves its results: its folder, here or at a URL."""
+"""The folder of a sweep, on this machine or at a URL."""
 
 import hashlib
 import os
@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from pyarrow import fs
 
-from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.core.errors import SettingsError
+from tune_jobs.engine.core.layout import LEFTOVERS, PROBE_FILE, draft_name
 
 __all__ = [
     "SweepFolder",
@@ -26,9 +27,6 @@ __all__ = [
     "write_whole",
 ]
 
-# What a driver may leave that died before it had written what it was asked.
-LEFTOVERS = {"sweep.lock", ".sweep.json", ".probe"}
-
 
 @dataclass(frozen=True)
 class SweepFolder:
@@ -38,8 +36,8 @@ class SweepFolder:
         uri: The folder or URL in full.
         filesystem: Where it is.
         path: Its path there.
-        local: The driver's own folder for the files that it writes: the same, or, for a URL, one
-            on its disk, from which they are copied.
+        local: Where the driver writes its own files: the same folder, or, for a URL, one on the
+            driver's disk, from which they are copied.
     """
 
     uri: str
@@ -52,24 +50,26 @@ class SweepFolder:
         return is_url(self.uri)
 
     def publish(self) -> None:
-        """Copy the driver's files to the URL, if there is one."""
+        """Copy the driver's files to the URL, if the folder is at one."""
         if self.is_remote:
             fs.copy_files(str(self.local), self.path, destination_filesystem=self.filesystem)
 
     def unpublish(self, name: str) -> None:
-        """Take a file away again, here and at the URL."""
+        """Delete a file again, here and at the URL."""
         (self.local / name).unlink(missing_ok=True)
         if self.is_remote:
             self.filesystem.delete_file(f"{self.path}/{name}")
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file in one piece: neither a death nor a full disk takes what was there.
+    """Replace a file atomically.
+
+    If the process dies or the disk is full, the old contents remain.
 
     Raises:
         OSError: It cannot be written.
     """
-    draft = file.with_name(f".{file.name}")
+    draft = file.with_name(draft_name(file.name))
     try:
         draft.write_bytes(content)
         draft.replace(file)
@@ -84,7 +84,7 @@ def is_url(path: str) -> bool:
 
 
 def storage_uri(storage_path: str) -> str:
-    """The path as Ray takes it: a URL as it is, a folder in full."""
+    """The path as Ray takes it: a URL unchanged, a folder as an absolute path."""
     if is_url(storage_path):
         return storage_path.rstrip("/")
     return str(Path(storage_path).expanduser().resolve())
@@ -94,7 +94,7 @@ def storage_uri(storage_path: str) -> str:
 def new_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
     """Make the sweep's own folder.
 
-    Where what is done inside fails before anything is written, the folder is taken away again.
+    If the body fails before it has written anything, the folder is deleted again.
 
     Raises:
         SettingsError: The name is taken, or the path cannot be written.
@@ -107,7 +107,7 @@ def new_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
 
 @contextmanager
 def old_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
-    """Find the folder of a sweep that is gone on with.
+    """Find the folder of a sweep to resume.
 
     Raises:
         SettingsError: There is no such sweep, or it cannot be read.
@@ -116,31 +116,30 @@ def old_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
     filesystem, path = _filesystem_of(uri)
     if filesystem.get_file_info(path).type != fs.FileType.Directory:
         raise SettingsError(
-            f"there is no sweep {name!r} in {storage_path} to be resumed; "
-            "start it without --resume, or say where it is with --storage-path."
+            f"there is no sweep {name!r} in {storage_path} to resume; "
+            "start it without --resume, or give its place with --storage-path."
         )
     yield SweepFolder(uri, filesystem, path, _live_folder(uri) if is_url(uri) else Path(path))
 
 
 @contextmanager
 def working_files(folder: SweepFolder, names: Sequence[str], lost: Event) -> Iterator[None]:
-    """The files that a driver works on, in `folder.local`; to be entered under the sweep's lock.
+    """The files that a driver works on, in `folder.local`. The caller must hold the sweep's lock.
 
-    Where results are at a URL they are fetched, and copied there at the end, unless the sweep is
-    refused or has been lost: then they are left as they are, here and there. A file that is only
-    ever appended to, and that a driver which died on this machine had not copied to the end, is
-    taken from here.
+    Files at a URL are fetched, and copied back at the end. If the sweep is refused or lost, both
+    copies stay unchanged. If a driver that died on this machine had appended to a file and not yet
+    copied it, the local copy counts.
 
     Args:
         folder: The sweep's folder.
         names: The files of an earlier driver; none: it is a new sweep.
-        lost: Set once another driver has taken the sweep over.
+        lost: Set once another driver has taken over the sweep.
     """
     if not folder.is_remote:
         yield
         return
     if not names:
-        shutil.rmtree(folder.local, ignore_errors=True)  # of a sweep that is no longer there
+        shutil.rmtree(folder.local, ignore_errors=True)  # of a sweep that no longer exists
     folder.local.mkdir(parents=True, exist_ok=True)
     for name in names:
         _fetch(folder, name)
@@ -160,7 +159,7 @@ def working_files(folder: SweepFolder, names: Sequence[str], lost: Event) -> Ite
 
 @contextmanager
 def downloaded(url: str) -> Iterator[Path]:
-    """A folder that holds a copy of the file at the URL, for as long as the context lasts.
+    """A temporary folder that holds a copy of the file at the URL.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -200,9 +199,9 @@ def _new_remote_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
         there = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         _check_free(name, url, (info.base_name for info in there))
         filesystem.create_dir(path)
-        with filesystem.open_output_stream(f"{path}/.probe"):
+        with filesystem.open_output_stream(f"{path}/{PROBE_FILE}"):
             pass
-        filesystem.delete_file(f"{path}/.probe")
+        filesystem.delete_file(f"{path}/{PROBE_FILE}")
     except OSError as error:
         _refuse_path(url, str(error))
     try:
@@ -213,11 +212,11 @@ def _new_remote_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
 
 
 def _check_free(name: str, folder: Any, there: Iterable[str]) -> None:
-    """A folder that holds no more than a driver leaves that died as it began may be used."""
+    """Check that the folder holds at most what a driver leaves that died as it began."""
     if not set(there) <= LEFTOVERS:
         raise SettingsError(
-            f"name {name!r} is taken: {folder} is there; choose another --name, "
-            "or go on with that sweep with --resume."
+            f"sweep {name!r} already exists: {folder}; choose another --name, "
+            "or add --resume to continue it."
         )
 
 
@@ -227,12 +226,12 @@ def _upload(folder: SweepFolder) -> None:
     except OSError as error:
         raise OSError(
             f"the results could not be copied to {folder.uri}; they are in {folder.local}, "
-            "from where --resume on this machine goes on."
+            "and --resume on this machine continues from there."
         ) from error
 
 
 def _live_folder(uri: str) -> Path:
-    """Where the driver's files of a sweep at a URL live; the same for each of its drivers here."""
+    """Where drivers on this machine keep their files of a sweep at a URL."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     digest = hashlib.sha256(uri.encode()).hexdigest()[:12]
     return Path(state, "tune_jobs", f"{uri.rpartition('/')[-1]}-{digest}")
@@ -247,9 +246,9 @@ def _fetch(folder: SweepFolder, name: str) -> None:
     except FileNotFoundError:
         return
     if here.startswith(there):
-        return  # the driver that died had got further than its last copy
+        return  # a driver died here after its last copy to the URL
     if not there.startswith(here):
-        # Another machine has gone on with the sweep: what it did counts, what is here is kept.
+        # Another machine resumed the sweep: its file counts, and this one is kept aside.
         local.replace(local.with_name(f"{name}.{hashlib.sha256(here).hexdigest()[:8]}"))
     local.write_bytes(there)
 
@@ -265,7 +264,7 @@ def _filesystem_of(uri: str) -> tuple[Any, str]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Innermost first; one that holds something stays, and so do those that hold it."""
+    """Delete empty folders, innermost first."""
     for folder in folders:
         try:
             folder.rmdir()

@@ -16,21 +16,42 @@ from uuid import uuid4
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 from pyarrow import fs
 
-from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.core.errors import SettingsError
+from tune_jobs.engine.core.layout import LOCK_FILE
 
-__all__ = ["LOCK_FILE", "SweepLock"]
-
-LOCK_FILE = "sweep.lock"
+__all__ = ["SweepLock", "Timing"]
 
 _UNREADABLE = "a driver whose lock cannot be read"
+
+
+class Timing(NamedTuple):
+    """How long a lock waits for what, in seconds.
+
+    Attributes:
+        beat_s: A driver writes its lock again after this time.
+        watch_s: A lock that has not changed for this time belongs to a dead driver.
+        settle_s: Where two drivers may write at once, each waits this long and reads again.
+    """
+
+    beat_s: float = 2.0
+    watch_s: float = 6.0
+    settle_s: float = 1.0
 
 
 class SweepLock:
     """Held while a driver works on a sweep; a context manager, to be entered once.
 
-    A living driver's lock is refused, a dead one's taken over: at once where its process was on
-    this host, else when it has not changed for `watch_s`. A driver that cannot write for so long
-    (asleep, cut off) may lose its lock, and is told by `on_lost`, once, from another thread.
+    The lock of a living driver is refused. The lock of a dead one is taken over: at once if its
+    process was on this host, else when the lock has not changed for `watch_s`. A driver that cannot
+    write for so long (asleep, cut off) may lose its lock; then `on_lost` is called once, from
+    another thread.
+
+    Args:
+        filesystem: Where the lock file is.
+        path: Its path there.
+        on_lost: Called when another driver has taken the lock over.
+        notify: Called with a line that names the dead driver whose lock was taken over.
+        timing: How often a driver writes, and how long others watch.
 
     Raises:
         SettingsError: On entering: a living driver holds the lock, or the file cannot be written.
@@ -41,22 +62,21 @@ class SweepLock:
         filesystem: fs.FileSystem,
         path: str,
         on_lost: Callable[[], None] = lambda: None,
-        *,
-        beat_s: float = 2.0,
-        watch_s: float = 6.0,
-        settle_s: float = 1.0,
+        notify: Callable[[str], None] = lambda text: None,
+        timing: Timing = Timing(),  # noqa: B008 - it cannot be changed
     ) -> None:
         self._path = path
+        self._notify = notify
         self._lock: _FolderLock | _ObjectLock
         if isinstance(filesystem, fs.LocalFileSystem):
-            self._lock = _FolderLock(path, on_lost, beat_s, watch_s)
+            self._lock = _FolderLock(path, on_lost, timing)
         else:
-            self._lock = _ObjectLock(filesystem, path, on_lost, beat_s, watch_s, settle_s)
+            self._lock = _ObjectLock(filesystem, path, on_lost, timing)
 
     def __enter__(self) -> Self:
         try:
             if gone := self._lock.take():
-                print(f"taken over from {gone}, which is gone", flush=True)
+                self._notify(f"taken over from {gone}, which has exited")
         except BaseException as error:
             self._lock.release()
             if not isinstance(error, OSError):
@@ -72,28 +92,28 @@ class SweepLock:
 
 
 class _FolderLock:
-    """filelock's lease, for all that the kernel mounts: of drivers that race one wins.
+    """filelock's lease, for everything that the kernel mounts: of drivers that race, one wins.
 
-    Where two names cannot be exchanged in one step (NFS, SMB), filelock takes nothing over. There
-    a file that did not change for the whole watch is removed here; should two hosts do so in the
-    same instant, the next beats tell one of them. There, too, a dead driver of this host whose pid
-    was given to another process counts as alive until its file is deleted.
+    Where two names cannot be swapped atomically (NFS, SMB), filelock takes nothing over. There,
+    this class removes a file that did not change during the whole watch; if two hosts do so at the
+    same instant, one of them finds out at the next beat. There, too, a dead driver of this host
+    whose pid now belongs to another process counts as alive until its file is deleted.
     """
 
-    def __init__(self, path: str, on_lost: Callable[[], None], beat_s: float, watch_s: float):
+    def __init__(self, path: str, on_lost: Callable[[], None], timing: Timing) -> None:
         self._path = path
-        self._patience_s = watch_s + beat_s
+        self._patience_s = timing.watch_s + timing.beat_s
         self._lease = SoftFileLease(
             path,
-            lease_duration=watch_s,
-            heartbeat_interval=beat_s,
+            lease_duration=timing.watch_s,
+            heartbeat_interval=timing.beat_s,
             on_compromise=lambda _: on_lost(),
-            poll_interval=beat_s / 4,
+            poll_interval=timing.beat_s / 4,
             thread_local=False,  # another thread may leave it
         )
 
     def take(self) -> str | None:
-        """Take the lock; name the driver that left it behind."""
+        """Take the lock; return the name of the dead driver that held it, if one did."""
         found, holder = self._stamp(), self._holder()
         try:
             self._acquire()
@@ -131,19 +151,17 @@ class _FolderLock:
 
 @dataclass
 class _ObjectLock:
-    """For the other file systems of pyarrow's, which cannot look and write in one step.
+    """For pyarrow's other file systems, which cannot compare and write atomically.
 
-    A driver writes its token, waits `settle_s` and reads back: who finds another's has lost. A
-    write that takes longer, or a beat held up in the midst, can go over another's lock; then two
-    drivers hold the sweep until the next beat tells one of them.
+    A driver writes its token, waits `settle_s` and reads again: if it finds another's token, it has
+    lost. A write that takes longer, or a delayed beat, can overwrite another's lock; then two
+    drivers hold the sweep until one of them finds out at the next beat.
     """
 
     filesystem: Any
     path: str
     on_lost: Callable[[], None]
-    beat_s: float
-    watch_s: float
-    settle_s: float
+    timing: Timing
 
     def __post_init__(self) -> None:
         self._me = _Driver(_this_host(), os.getpid(), uuid4().hex)
@@ -151,19 +169,19 @@ class _ObjectLock:
         self._heart = threading.Thread(target=self._keep_beating, name="sweep-lock", daemon=True)
 
     def take(self) -> str | None:
-        """Take the lock; name the driver that left it behind."""
+        """Take the lock; return the name of the dead driver that held it, if one did."""
         found = self._read()
         holder = _Driver.read(found)
         is_gone = holder is not None and holder.runs_here() is False
-        deadline = time.monotonic() + (0 if is_gone else self.watch_s)
+        deadline = time.monotonic() + (0 if is_gone else self.timing.watch_s)
         while found is not None and time.monotonic() < deadline:
-            time.sleep(self.beat_s / 4)
+            time.sleep(self.timing.beat_s / 4)
             now = self._read()
             if now not in (found, None):
                 _refuse(self.path, _Driver.read(now) or holder)
             found = now  # None: its driver ended
         self._write()
-        time.sleep(self.settle_s)
+        time.sleep(self.timing.settle_s)
         if not self._is_mine(winner := _Driver.read(self._read())):
             _refuse(self.path, winner)
         self._heart.start()
@@ -172,20 +190,20 @@ class _ObjectLock:
     def release(self) -> None:
         self._leaving.set()
         if self._heart.is_alive():
-            self._heart.join(timeout=self.watch_s)  # not for ever: a network can hang
+            self._heart.join(timeout=self.timing.watch_s)  # not for ever: a network can hang
         with suppress(OSError):
             if self._is_mine(_Driver.read(self._read())):
                 self.filesystem.delete_file(self.path)
 
     def _keep_beating(self) -> None:
-        while not self._leaving.wait(self.beat_s):
+        while not self._leaving.wait(self.timing.beat_s):
             with suppress(OSError):  # the next beat may come through
                 content = self._read()
                 holder = _Driver.read(content)
                 if content is None or (holder and not self._is_mine(holder)):
                     self.on_lost()
                     return
-                self._write()  # over a torn file as well: a beat that was cut off
+                self._write()  # also if the last beat was cut off
 
     def _is_mine(self, driver: "_Driver | None") -> bool:
         return driver is not None and driver.token == self._me.token
@@ -211,7 +229,7 @@ class _Driver(NamedTuple):
 
     @classmethod
     def read(cls, content: bytes | None) -> Self | None:
-        """From the JSON at a URL; None: there is none, or it is torn."""
+        """From the JSON at a URL; None: there is none, or it was cut off."""
         try:
             return cls(**json.loads(content or b""))
         except (ValueError, TypeError):
@@ -221,7 +239,7 @@ class _Driver(NamedTuple):
         return f"the driver with pid {self.pid} on {self.host.partition('?')[0]}"
 
     def runs_here(self) -> bool | None:
-        """Whether its process runs on this host; None: it is another host's."""
+        """Whether its process runs on this host; None: it is a process of another host."""
         if self.host != _this_host():
             return None
         try:
@@ -237,12 +255,12 @@ class _Driver(NamedTuple):
 def _refuse(path: str, holder: _Driver | None) -> NoReturn:
     raise SettingsError(
         f"a sweep has one driver at a time, and {path} is held by {holder or _UNREADABLE}; "
-        "wait for it to end, or end it."
+        "wait until it ends, or stop it."
     ) from None
 
 
 @cache
 def _this_host() -> str:
-    """As filelock writes it: with the pid namespace after a `?`, as containers may share a name."""
+    """This host as filelock names it; containers may share a name, so a pid namespace follows."""
     with TemporaryDirectory() as folder, SoftFileLease(f"{folder}/{LOCK_FILE}") as lease:
         return str(lease.owner and lease.owner.hostname)

@@ -1,31 +1,30 @@
-"""What a sweep was started with, in its folder: `sweep.json`, against which `--resume` is held."""
+"""What a sweep was started with: `sweep.json`, against which `--resume` is checked."""
 
 import ast
 import dataclasses
 import inspect
 import json
 import textwrap
+import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from optuna.distributions import distribution_to_json
+from pydantic import TypeAdapter
 
+from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.settings import Settings, SettingsError
-from tune_jobs.engine.search.study_search import SearchSpace
+from tune_jobs.engine.core.layout import MANIFEST_FILE
+from tune_jobs.engine.core.settings import OnResume, Settings, on_resume
+from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.store.folder import downloaded, is_url, write_whole
 
-__all__ = ["MANIFEST_FILE", "Manifest", "recorded_settings"]
+__all__ = ["Manifest", "recorded_settings"]
 
-MANIFEST_FILE = "sweep.json"
-FORMAT = 1
+FORMAT = 2
 DEFINE_BY_RUN = "(define-by-run)"
-
-# With another of these, the trials to come could not be held against those that are recorded.
-FIXED_SETTINGS = ("seed", "max_epochs", "grace_epochs", "asha", "reduction_factor", "warm_start")
-# Said anew each time, if at all.
-MOMENTARY_SETTINGS = ("name", "storage_path", "address", "resume", "retry_failed", "enqueue")
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -35,12 +34,13 @@ class Manifest:
     """What a sweep was started with.
 
     Attributes:
-        metric: What is optimised.
+        metric: What is optimized.
         mode: "max" or "min".
         space: Name -> how it is searched, or the constant, as text.
-        settings: The settings that hold from one driver to the next.
-        data: The name of the data set; None where it has none, or has not been loaded.
-        configs: To be tried first.
+        settings: The settings that hold from one driver to the next, as JSON.
+        scheduler: The class of the scheduler that takes ASHA's place; None: none does.
+        facts: What `load_data` recorded; None: the data was not loaded yet.
+        configs: Configs to try first.
         others: Trials of another sweep to learn from.
     """
 
@@ -48,27 +48,21 @@ class Manifest:
     mode: str
     space: dict[str, str]
     settings: dict[str, Any]
-    data: str | None = None
+    scheduler: str | None = None
+    facts: dict[str, Any] | None = None
     configs: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(
-        cls,
-        settings: Settings,
-        goal: Goal,
-        space: SearchSpace,
-        configs: list[dict[str, Any]],
-        others: list[dict[str, Any]],
+        cls, settings: Settings, goal: Goal, space: SearchSpace, scheduler: str | None
     ) -> "Manifest":
-        """The manifest of a new sweep."""
-        kept = {
-            name: value
-            for name, value in dataclasses.asdict(settings).items()
-            if name not in MOMENTARY_SETTINGS and _is_plain(value)
-        }
-        described = _describe(space)
-        return cls(goal.metric, goal.mode, described, kept, None, configs, others)
+        """The manifest of a new sweep.
+
+        Raises:
+            SettingsError: A setting's type cannot be recorded.
+        """
+        return cls(goal.metric, goal.mode, _describe(space), _pack(settings), scheduler)
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest":
@@ -79,7 +73,7 @@ class Manifest:
 
         Raises:
             FileNotFoundError: There is none.
-            SettingsError: It is damaged, or another version of the project wrote it.
+            SettingsError: It is damaged, or was written by another version of the project.
         """
         if is_url(str(folder)):
             with downloaded(f"{folder}/{MANIFEST_FILE}") as local:
@@ -88,69 +82,119 @@ class Manifest:
         try:
             content = json.loads(file.read_text())
             version = content.pop("format")
+            if version == 1:
+                return cls(**_from_format_1(content))
             if version == FORMAT:
-                if "reduction_factor" in content["settings"]:
-                    # Of a sweep that began when there was one kind.
-                    content["settings"].setdefault("asha", "stopping")
                 return cls(**content)
         except FileNotFoundError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingsError(
-                f"{file} cannot be read ({error}); nothing has been changed. "
-                "Put back a copy of it, or start a new sweep with another --name."
+                f"{file} cannot be read ({error}); nothing was changed. "
+                "Restore a copy of it, or start a new sweep with another --name."
             ) from error
         raise SettingsError(
-            f"{file} has format {version} and this version of tune_jobs goes on with format "
-            f"{FORMAT}; nothing has been changed. Start a new sweep with another --name."
+            f"{file} has format {version}, and this version of tune_jobs resumes formats 1 to "
+            f"{FORMAT}; nothing was changed. Start a new sweep with another --name."
         )
 
     def write(self, folder: Path) -> None:
-        """Write it into the sweep's folder, in one piece."""
+        """Write it into the sweep's folder, atomically."""
         text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2)
         write_whole(folder / MANIFEST_FILE, f"{text}\n".encode())
 
-    def check(self, now: "Manifest") -> None:
-        """See that a sweep can be gone on with as it is asked for now.
+    def check(self, now: "Manifest", settings: Settings) -> None:
+        """Check that a sweep can be resumed as it is asked for now.
+
+        Args:
+            now: The manifest of what is asked for.
+            settings: The settings that are asked for.
 
         Raises:
             SettingsError: It cannot; the message names the differences.
         """
-        if differences := self.differences(now):
+        if differences := list(self._differences(now, settings)):
             raise SettingsError(
                 f"the sweep cannot be resumed as another one: {'; '.join(differences)}. "
-                "Resume it as it was, or start a new one with another --name."
+                "Resume it unchanged, or start a new sweep with another --name."
             )
 
-    def differences(self, now: "Manifest") -> list[str]:
-        """What keeps a sweep from being gone on with as it is asked for now, in words."""
-        differences = []
+    def _differences(self, now: "Manifest", settings: Settings) -> Iterator[str]:
         if (self.metric, self.mode) != (now.metric, now.mode):
-            differences.append(
-                f"it optimises {self.metric} ({self.mode}), not {now.metric} ({now.mode})"
-            )
+            yield f"it optimizes {self.metric} ({self.mode}), not {now.metric} ({now.mode})"
         for name in sorted(self.space.keys() | now.space.keys()):
             before, after = self.space.get(name, "absent"), now.space.get(name, "absent")
             if before != after and name == DEFINE_BY_RUN:
-                differences.append("its space is another define-by-run function")
+                yield "its space is another define-by-run function"
             elif before != after:
-                differences.append(f"its space has {name} {before}, not {after}")
-        for name in FIXED_SETTINGS:
-            was, is_now = self.settings.get(name), now.settings.get(name)
-            if was != is_now:
-                differences.append(f"its {name} is {was}, not {is_now}")
-        return differences
+                yield f"its space has {name} {before}, not {after}"
+        if self.scheduler != now.scheduler:
+            yield f"its scheduler is {self.scheduler or 'ASHA'}, not {now.scheduler or 'ASHA'}"
+        for known in dataclasses.fields(settings):
+            name, asked = known.name, now.settings.get(known.name)
+            # A setting that the job did not have yet.
+            was = self.settings.get(name, asked)
+            settled = (self.facts or {}).get(name, was)
+            if on_resume(known) == OnResume.FIXED and asked not in (was, settled):
+                yield f"its {name} is {was}, not {asked}"
+
+    def settle(self, settings: AnySettings) -> AnySettings:
+        """The settings with the recorded facts, where they are left as open as before."""
+        fields = {known.name for known in dataclasses.fields(settings)}
+        open_still = {
+            name: fact
+            for name, fact in (self.facts or {}).items()
+            if name in fields and getattr(settings, name) == self.settings.get(name)
+        }
+        return dataclasses.replace(settings, **open_still)
 
 
 def recorded_settings(folder: str | Path, given: AnySettings) -> AnySettings:
-    """The settings that a sweep was started with; those said anew each time are as given.
+    """The settings that a sweep was started with; momentary ones have the values given.
 
     Raises:
         SettingsError: As `Manifest.read`.
     """
-    known = {field.name for field in dataclasses.fields(given) if field.init}
     recorded = Manifest.read(folder).settings
-    return dataclasses.replace(given, **{k: v for k, v in recorded.items() if k in known})
+    adapters = dict(_adapters(given))
+    known = recorded.keys() & adapters.keys()
+    values = {name: adapters[name].validate_python(recorded[name]) for name in known}
+    return dataclasses.replace(given, **values)
+
+
+def _from_format_1(content: Mapping[str, Any]) -> dict[str, Any]:
+    """As it was before a job's own settings class named its data."""
+    content = dict(content)
+    data, settings = content.pop("data"), content["settings"]
+    if "reduction_factor" in settings:
+        settings.setdefault("asha", "stopping")  # there was one kind
+    return {**content, "facts": {} if data is None else {"data": data}}
+
+
+def _adapters(settings: Settings) -> Iterator[tuple[str, TypeAdapter[Any]]]:
+    """What turns each recorded setting into JSON and back, by its annotation."""
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    for known in dataclasses.fields(settings):
+        if known.init and on_resume(known) != OnResume.MOMENTARY:
+            yield known.name, TypeAdapter(hints[known.name])
+
+
+def _pack(settings: Settings) -> dict[str, Any]:
+    packed = {}
+    kind = type(settings).__name__
+    try:
+        for name, adapter in _adapters(settings):
+            value = getattr(settings, name)
+            packed[name] = json.loads(adapter.dump_json(value))
+            if adapter.validate_python(packed[name]) != value:
+                raise ValueError(f"{value!r} would come back as {packed[name]!r}")
+    except Exception as error:  # pydantic's, or that of a type's own `__eq__`
+        reason = " ".join(str(error).split())
+        raise SettingsError(
+            f"the settings of {kind} cannot be recorded for --resume: {reason}; annotate each with "
+            "a type that JSON can hold, or make it momentary(default)."
+        ) from error
+    return packed
 
 
 def _describe(space: SearchSpace) -> dict[str, str]:
@@ -173,10 +217,6 @@ def _source(function: Any) -> str:
         return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
     except (OSError, TypeError, SyntaxError):  # typed at a prompt, or a lambda within a line
         return str(getattr(function, "__qualname__", type(function).__qualname__))
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _plain(value: Any) -> str:

@@ -1,80 +1,104 @@
-"""A sweep opened for one driver, new or as it was left: `open_sweep`."""
+"""A sweep opened for one driver, new or to be resumed: `open_sweep`."""
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyarrow import fs
 
+from tune_jobs.engine.core.errors import CheckpointError, SettingsError
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.outcome import CheckpointError
-from tune_jobs.engine.core.settings import Settings, SettingsError
-from tune_jobs.engine.report.results import BEST_FILE
-from tune_jobs.engine.search.study_search import SearchSpace
+from tune_jobs.engine.core.layout import (
+    BEST_FILE,
+    LOCK_FILE,
+    MANIFEST_FILE,
+    STUDY_FILE,
+    is_trial_folder,
+    trial_folder,
+)
+from tune_jobs.engine.core.settings import Settings
+from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.store.checkpoints import Shelf, check_checkpoint
 from tune_jobs.engine.store.folder import SweepFolder, new_folder, old_folder, working_files
-from tune_jobs.engine.store.lock import LOCK_FILE, SweepLock
-from tune_jobs.engine.store.manifest import MANIFEST_FILE, Manifest
-from tune_jobs.engine.store.record import Record, folder_name, results_of
-from tune_jobs.engine.store.study import STUDY_FILE
-from tune_jobs.engine.store.warm_start import (
-    enqueue,
-    read_configs,
-    read_others,
-    retry_failed,
-)
+from tune_jobs.engine.store.lock import SweepLock
+from tune_jobs.engine.store.manifest import Manifest
+from tune_jobs.engine.store.record import Record, results_of
+from tune_jobs.engine.store.warm_start import enqueue, read_configs, read_others, retry_failed
 
-__all__ = ["OpenSweep", "open_sweep"]
+__all__ = ["OpenSweep", "Request", "open_sweep"]
 
 NUM_READERS = 16
 
 
-@dataclass(frozen=True)
-class OpenSweep:
-    """A sweep whose folder is held, checked as far as it can be before anything is spent.
+class Request(NamedTuple):
+    """What a user asks for.
 
     Attributes:
-        settings: What the user had set; the data set is the recorded one.
-        goal: What is optimised.
-        folder: Where the results go.
-        lost: Set once another driver has taken the sweep over.
-        manifest: What it is started or gone on with.
-        earlier: The record as an earlier driver left it; None: there is none.
+        settings: What the user set.
+        goal: What is optimized.
+        space: What is searched.
+        scheduler: The class of the scheduler that takes ASHA's place; None: none does.
     """
 
     settings: Settings
     goal: Goal
+    space: SearchSpace
+    scheduler: str | None = None
+
+
+@dataclass(frozen=True)
+class OpenSweep:
+    """A sweep that this driver has locked, and that passed all checks that cost nothing.
+
+    Attributes:
+        settings: What the user set; where it leaves the data open, with the recorded facts.
+        goal: What is optimized.
+        space: What is searched.
+        folder: Where the results go.
+        lost: Set once another driver has taken over the sweep.
+        manifest: What the sweep is started or resumed with.
+        earlier: The record that an earlier driver left; None: there is none.
+        opened: When this driver opened it, in the seconds of `time.monotonic()`.
+    """
+
+    settings: Settings
+    goal: Goal
+    space: SearchSpace
     folder: SweepFolder
     lost: threading.Event
     manifest: Manifest
     earlier: Record | None
+    opened: float
 
-    def begin(self, data: str | None) -> Record:
-        """Make the record, or go on with the earlier one.
+    @property
+    def name(self) -> str:
+        return self.folder.path.rpartition("/")[-1]
+
+    def begin(self, facts: dict[str, Any]) -> Record:
+        """Create the record, or continue the earlier one.
 
         Args:
-            data: The name of the data set, if it has one.
+            facts: What the job wants recorded of its data.
 
         Raises:
-            SettingsError: The sweep is gone on with, and had other data.
+            SettingsError: The sweep is resumed, and its data had other facts.
         """
         record = self.earlier
-        if record is None:
-            dataclasses.replace(self.manifest, data=data).write(self.folder.local)
-            name = self.folder.path.rpartition("/")[-1]
-            record = Record.create(self.folder.local, name, self.goal, self.lost)
-        elif data != self.manifest.data:
+        if record is not None and facts != self.manifest.facts:
             raise SettingsError(
-                f"the sweep cannot be resumed with other data: its data is {self.manifest.data}, "
-                f"not {data}."
+                f"the sweep cannot be resumed with other data: its data is "
+                f"{_listed(self.manifest.facts)}, not {_listed(facts)}."
             )
-        else:
-            self.manifest.write(self.folder.local)  # with what is asked for now: more trials, say
-        # Each once in its life, however often: the driver may have died in the midst of it.
+        # On resume too, with what is asked for now: more trials, say.
+        dataclasses.replace(self.manifest, facts=facts).write(self.folder.local)
+        if record is None:
+            record = Record.create(self.folder.local, self.name, self.goal, self.lost)
+        # Each config once in a sweep's life: the driver may have died between two of them.
         enqueue(record, self.manifest.configs)
         if self.settings.retry_failed:
             retry_failed(record)
@@ -84,63 +108,73 @@ class OpenSweep:
 
 @contextmanager
 def open_sweep(
-    settings: Settings, name: str, goal: Goal, space: SearchSpace
+    request: Request, name: str, notify: Callable[[str], None] = lambda text: None
 ) -> Iterator[OpenSweep]:
     """Open a sweep for this driver alone.
 
+    Args:
+        request: What the user asks for.
+        name: The name of the sweep.
+        notify: Called with a line that tells what happened.
+
     Raises:
-        SettingsError: It cannot be done as asked for; nothing has been changed.
+        SettingsError: The request cannot be satisfied; nothing was changed.
     """
     lost = threading.Event()
-    resume, path = settings.resume, settings.storage_path
-    files = (STUDY_FILE, MANIFEST_FILE, BEST_FILE) if resume else ()
-    found = old_folder(path, name) if resume else new_folder(path, name)
+    opened = time.monotonic()
+    settings = request.settings
+    files = (STUDY_FILE, MANIFEST_FILE, BEST_FILE) if settings.resume else ()
+    find = old_folder if settings.resume else new_folder
     with (
-        found as folder,
-        SweepLock(folder.filesystem, f"{folder.path}/{LOCK_FILE}", lost.set),
+        find(settings.storage_path, name) as folder,
+        SweepLock(folder.filesystem, f"{folder.path}/{LOCK_FILE}", lost.set, notify),
         working_files(folder, files, lost),
     ):
-        if resume:
-            yield _reopen(settings, goal, space, folder, lost)
+        if settings.resume:
+            yield _reopen(request, folder, lost, opened)
             return
-        manifest = Manifest.of(settings, goal, space, *_read_seeds(settings, goal, space))
-        # At once: whatever happens from here on, the sweep can be gone on with as it was asked for.
+        manifest = _new_manifest(request, notify)
+        # At once: whatever happens from here on, the sweep can be resumed as it was asked for.
         manifest.write(folder.local)
         folder.publish()
         try:
-            yield OpenSweep(settings, goal, folder, lost, manifest, None)
+            yield OpenSweep(
+                settings, request.goal, request.space, folder, lost, manifest, None, opened
+            )
         except SettingsError:
             if not (folder.local / STUDY_FILE).exists():
                 folder.unpublish(MANIFEST_FILE)
             raise
 
 
-def _reopen(
-    settings: Settings,
-    goal: Goal,
-    space: SearchSpace,
-    folder: SweepFolder,
-    lost: threading.Event,
-) -> OpenSweep:
-    manifest = _read_manifest(folder)
-    configs, _ = _read_seeds(dataclasses.replace(settings, warm_start=None), goal, space)
-    asked = Manifest.of(settings, goal, space, manifest.configs + configs, manifest.others)
-    manifest.check(asked)
-    now = dataclasses.replace(asked, data=manifest.data)
-    if not _has_record(folder):
-        return OpenSweep(settings, goal, folder, lost, now, None)
-    record = Record.open(folder.local, lost)
-    _check_checkpoints(record, folder)
-    return OpenSweep(_with_data(settings, manifest.data), goal, folder, lost, now, record)
-
-
-def _read_seeds(
-    settings: Settings, goal: Goal, space: SearchSpace
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Configs to try first, and trials of another sweep to learn from."""
+def _new_manifest(request: Request, notify: Callable[[str], None]) -> Manifest:
+    settings, goal, space, _ = request
+    others = []
+    if settings.warm_start:
+        others = read_others(settings.warm_start, goal, space, settings.storage_path, notify)
     configs = read_configs(settings.enqueue, space) if settings.enqueue else []
-    other = settings.warm_start
-    return configs, read_others(other, goal, space, settings.storage_path) if other else []
+    return dataclasses.replace(Manifest.of(*request), configs=configs, others=others)
+
+
+def _reopen(
+    request: Request, folder: SweepFolder, lost: threading.Event, opened: float
+) -> OpenSweep:
+    settings, goal, space, _ = request
+    before = _read_manifest(folder)
+    configs = read_configs(settings.enqueue, space) if settings.enqueue else []
+    now = dataclasses.replace(
+        Manifest.of(*request),
+        facts=before.facts,
+        configs=before.configs + configs,
+        others=before.others,
+    )
+    before.check(now, settings)
+    record = None
+    if _has_record(folder):
+        record = Record.open(folder.local, lost)
+        _check_checkpoints(record, folder)
+    settled = before.settle(settings)
+    return OpenSweep(settled, goal, space, folder, lost, now, record, opened)
 
 
 def _read_manifest(folder: SweepFolder) -> Manifest:
@@ -148,9 +182,9 @@ def _read_manifest(folder: SweepFolder) -> Manifest:
         return Manifest.read(folder.local)
     except FileNotFoundError as error:
         raise SettingsError(
-            f"{folder.uri} has no {MANIFEST_FILE}: it is no sweep, one that another version of "
-            "tune_jobs made, or one that ended before it had begun; nothing has been changed. "
-            "Start a new sweep, with another --name unless the folder is empty."
+            f"{folder.uri} has no {MANIFEST_FILE}: it is no sweep, or one of an older version, and "
+            "cannot be resumed; nothing was changed. Start a new sweep, with another --name unless "
+            "the folder is empty."
         ) from error
 
 
@@ -162,20 +196,13 @@ def _has_record(folder: SweepFolder) -> bool:
             if stream.readline().endswith(b"\n"):
                 return True
     infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path))
-    return any(info.base_name.startswith("trial_") for info in infos)  # and it is gone
-
-
-def _with_data(settings: Settings, data: str | None) -> Settings:
-    """The settings with the recorded data set, where they leave it open."""
-    if data is None or getattr(settings, "data", None) != "auto":
-        return settings
-    return dataclasses.replace(settings, data=data)  # type: ignore[call-arg]
+    return any(is_trial_folder(info.base_name) for info in infos)  # the file was deleted
 
 
 def _check_checkpoints(record: Record, folder: SweepFolder) -> None:
-    """See that unfinished trials can go on.
+    """Check that unfinished trials can be resumed.
 
-    Side by side, since promotion leaves hundreds of them, and at a URL each costs round trips.
+    In parallel, since promotion leaves hundreds of them, and at a URL each costs round trips.
     """
     unfinished = record.running()
     if not unfinished:
@@ -184,7 +211,7 @@ def _check_checkpoints(record: Record, folder: SweepFolder) -> None:
     last = {
         trial.number: kept[max(kept)]
         for trial in unfinished
-        if (kept := shelf.of(folder_name(trial.number), results_of(trial)))
+        if (kept := shelf.of(trial_folder(trial.number), results_of(trial)))
     }
     with ThreadPoolExecutor(NUM_READERS) as pool:
         checks = [pool.submit(check_checkpoint, folder.filesystem, path) for path in last.values()]
@@ -193,7 +220,12 @@ def _check_checkpoints(record: Record, folder: SweepFolder) -> None:
             check.result()
         except CheckpointError as error:
             raise SettingsError(
-                f"trial {number} cannot go on: {error}; nothing has been changed. Put back a copy "
-                f"of it, or delete {path}: the trial then goes on from the checkpoint "
-                "before, or anew."
+                f"trial {number} cannot be resumed: {error}; nothing was changed. Restore a copy "
+                f"of it, or delete {path}: the trial then resumes from the checkpoint before, "
+                "or starts again."
             ) from error
+
+
+def _listed(facts: dict[str, Any] | None) -> str:
+    listed = ", ".join(f"{name} {fact}" for name, fact in (facts or {}).items())
+    return listed or "not recorded"

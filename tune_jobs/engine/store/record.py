@@ -10,158 +10,163 @@ from threading import Event
 from typing import Any, NoReturn
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from tune_jobs.engine.core.errors import RecordError, SettingsError
 from tune_jobs.engine.core.goal import Goal, epoch_of
-from tune_jobs.engine.core.outcome import Blame, Failure
-from tune_jobs.engine.core.settings import SettingsError
-from tune_jobs.engine.store.study import STUDY_FILE, study_storage
+from tune_jobs.engine.core.layout import STUDY_FILE
+from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Kind, Outcome, outcome_of
+from tune_jobs.engine.store.configs import CONFIG_ATTR, pack_config
+from tune_jobs.engine.store.study import study_storage
 
 __all__ = [
     "Record",
-    "RecordError",
-    "failure_in",
-    "folder_name",
+    "decision_of",
     "id_of",
-    "is_failed",
     "is_started",
     "promoted_from",
-    "reason_of",
     "results_of",
 ]
 
 # System attributes are Optuna's place for what is not the user's: a dashboard does not list them.
 RESULT = "tune_jobs:result:"
 STOP = "tune_jobs:stop"
-END = "tune_jobs:end"
 PROMOTED = "tune_jobs:promoted"
 
-# What Tune adds to every result for itself; `config/...` is in the trial's parameters.
+# What Tune adds to every result for itself; `config/...` is recorded once, with the trial.
 TUNES_OWN = {"trial_id", "done", "should_checkpoint", "experiment_tag", "timesteps_total"}
-
-
-class RecordError(OSError):
-    """The record cannot be written."""
 
 
 class Record:
     """What has happened in a sweep, trial by trial, in `study.log`.
 
-    A trial holds its parameters and its curve, as any study does; the user attributes `trial_id`
-    (Tune's) and, once it has ended, `reason` and perhaps `error`; and as system attributes each
-    epoch's whole result, with the reason why the trial was stopped there, if it was, and the last
-    rung from which it was promoted. An epoch that is trained again replaces what was there.
+    A trial holds its parameters and its curve, as in any study; the user attributes `trial_id`
+    (Tune's) and, once it has ended, `reason` and perhaps `error`; and as system attributes its
+    config, each epoch's whole result with the decision to stop there if there was one, the last
+    rung from which it was promoted, and its outcome. An epoch that is trained again replaces what
+    was there.
 
-    Every entry is appended and flushed to the disk before the call returns.
+    Every entry is appended and flushed to disk before the call returns.
 
     Args:
         folder: The folder that holds the file.
-        study: The study in it.
-        lost: Set once another driver has taken the sweep over; nothing is entered from then on.
+        storage: Optuna's storage of that file.
+        name: The name of the study in it.
+        lost: Set once another driver has taken over the sweep; nothing is entered from then on.
 
     Attributes:
-        file: Where it is kept.
+        file: The file.
         study: The study.
         trouble: What kept the record from being written; None: nothing.
+        num_trials: Trials that have started or wait.
     """
 
-    def __init__(self, folder: Path, study: optuna.Study, lost: Event) -> None:
+    def __init__(self, folder: Path, storage: BaseStorage, name: str, lost: Event) -> None:
         self.file = folder / STUDY_FILE
-        self._lost = lost
-        self.study = study
+        self.study = optuna.load_study(study_name=name, storage=storage)
         self.trouble: RecordError | None = None
-        self._storage = study._storage
+        self._lost = lost
+        self._storage = storage
+        self._study_id = storage.get_study_id_from_name(name)
         trials = self.trials()
         self.num_trials = len(trials)
-        self._ids = {id_of(t): t._trial_id for t in trials if is_started(t)}
+        self._ids = {id_of(t): self._optuna_id(t.number) for t in trials if is_started(t)}
         self._waiting = deque(t for t in trials if t.state == TrialState.WAITING)
 
     @classmethod
     def create(cls, folder: Path, name: str, goal: Goal, lost: Event) -> "Record":
         """Begin the record of a new sweep.
 
-        A file that is there is of a driver that died before it had written a line.
+        A file that is already there belongs to a driver that died before it had written a line.
         """
         (folder / STUDY_FILE).unlink(missing_ok=True)
         _remove_locks(folder)
-        study = optuna.create_study(
-            storage=study_storage(folder), study_name=name, direction=goal.direction
-        )
-        return cls(folder, study, lost)
+        storage = study_storage(folder)
+        optuna.create_study(storage=storage, study_name=name, direction=goal.direction)
+        return cls(folder, storage, name, lost)
 
     @classmethod
     def open(cls, folder: Path, lost: Event) -> "Record":
-        """Go on with a record whose driver is gone; the caller has made sure that it is.
+        """Reopen the record of a sweep whose driver has exited.
+
+        The caller must hold the sweep's lock.
 
         Raises:
-            SettingsError: The file is missing or damaged; it is left as it is.
+            SettingsError: The file is missing or damaged; it is left unchanged.
         """
         file = folder / STUDY_FILE
         _repair(file)
         try:
             storage = study_storage(folder)
             (name,) = optuna.get_all_study_names(storage)
-            return cls(folder, optuna.load_study(study_name=name, storage=storage), lost)
+            return cls(folder, storage, name, lost)
         except Exception as error:  # lines that are whole, but not what Optuna has written
             _refuse(file, f"{type(error).__name__}: {error}")
 
     @property
+    def storage(self) -> BaseStorage:
+        """Optuna's storage of the file; for reading."""
+        return self._storage
+
+    @property
     def is_lost(self) -> bool:
-        """Whether another driver has taken the sweep over."""
+        """Whether another driver has taken over the sweep."""
         return self._lost.is_set()
 
     @property
     def num_retries(self) -> int:
-        """Trials that run a failed one again; they come on top of those that were asked for."""
+        """Trials that run a failed one again; they do not count against `num_trials`."""
         return sum("failed_trial" in trial.system_attrs for trial in self.trials())
-
-    @property
-    def num_waiting(self) -> int:
-        """Trials that are to be tried first and have not been started."""
-        return len(self._waiting)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials in the order of their numbers; not to be changed."""
         return self.study.get_trials(deepcopy=False)
 
     def started(self) -> list[FrozenTrial]:
-        """Those of them that have been started; the others wait."""
+        """The trials that have started; the others wait in the queue."""
         return [trial for trial in self.trials() if is_started(trial)]
 
     def running(self) -> list[FrozenTrial]:
-        """Those of them that have been started and have not ended."""
+        """The trials that have started and not ended; they run or are paused."""
         return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
 
     def trial(self, trial_id: str) -> FrozenTrial:
         """The trial with Tune's id."""
         return self._storage.get_trial(self._ids[trial_id])
 
+    def decided(self, trial_id: str) -> Outcome | None:
+        """The outcome that is decided for a trial, though it may not have ended yet."""
+        return decision_of(self.trial(trial_id))
+
     def next_waiting(self) -> FrozenTrial | None:
-        """The trial that is to be started next; None: there is none that waits."""
+        """The next trial in the queue; None: the queue is empty."""
         return self._waiting[0] if self._waiting else None
 
     def enqueue(self, params: dict[str, Any], system_attrs: dict[str, Any] | None = None) -> None:
-        """Put a config, or a part of one, into the queue of those that are tried first."""
+        """Add a config, or a part of one, to the queue of configs that are tried first."""
         attrs = {"fixed_params": params, **(system_attrs or {})}
         with self._writing():
             self.study.add_trial(create_trial(state=TrialState.WAITING, system_attrs=attrs))
         self._waiting.append(self.trials()[-1])
         self.num_trials += 1
 
-    def start(self, trial_id: str, asked: FrozenTrial) -> int:
-        """Enter a trial, in one piece: one that was half entered could not be gone on with.
+    def start(self, trial_id: str, asked: FrozenTrial, suggested: Mapping[str, Any]) -> int:
+        """Enter a trial that starts, atomically: a trial with half an entry could not be resumed.
 
         Args:
             trial_id: Tune's id.
             asked: What the sampler gave.
+            suggested: What the search space made of it; flat.
 
         Returns:
             Its number.
         """
+        attrs = {**asked.system_attrs, CONFIG_ATTR: pack_config(suggested)}
         with self._writing():
             if self._waiting:
-                waiting = self._waiting[0]
-                optuna_id = self._start_waiting(trial_id, waiting, asked)
+                number = self._waiting[0].number
+                self._start_waiting(trial_id, number, asked, attrs)
                 self._waiting.popleft()
             else:
                 template = create_trial(
@@ -169,111 +174,121 @@ class Record:
                     params=asked.params,
                     distributions=asked.distributions,
                     user_attrs={"trial_id": trial_id},
-                    system_attrs=asked.system_attrs,
+                    system_attrs=attrs,
                 )
-                optuna_id = self._storage.create_new_trial(self.study._study_id, template)
+                optuna_id = self._storage.create_new_trial(self._study_id, template)
+                number = self._storage.get_trial_number_from_id(optuna_id)
                 self.num_trials += 1
-        self._ids[trial_id] = optuna_id
-        return self._storage.get_trial(optuna_id).number
+        self._ids[trial_id] = self._optuna_id(number)
+        return number
 
     def report(
-        self, trial_id: str, score: float, result: Mapping[str, Any], reason: str | None
+        self, trial_id: str, score: float, result: Mapping[str, Any], stop: Kind | None
     ) -> None:
-        """Enter a result and what is about to be done about it.
+        """Enter a result and the decision on it.
 
         Args:
             trial_id: Tune's id.
             score: The value of the metric; enters the curve if it is finite.
             result: The whole result, flat.
-            reason: Why the trial is stopped here; None: it goes on.
+            stop: Why the trial stops here; None: it continues.
         """
         optuna_id, epoch = self._ids[trial_id], epoch_of(result)
         entry = _to_json(result)
-        if reason is not None:
-            entry[STOP] = str(reason)
+        if stop is not None:
+            entry[STOP] = str(stop)
         with self._writing():
-            # First: it holds all there is, and `open` brings the curve to it.
+            # The result first: `repair_curves` can make the curve from it.
             self._storage.set_trial_system_attr(optuna_id, f"{RESULT}{epoch:06d}", entry)
             if math.isfinite(score):
                 self._storage.set_trial_intermediate_value(optuna_id, epoch, score)
 
     def promote(self, trial_id: str, rung: int) -> None:
-        """Enter that a trial goes on from a rung."""
+        """Enter that a trial continues from a rung."""
         with self._writing():
-            self._storage.set_trial_system_attr(self._ids[trial_id], PROMOTED, rung)
+            optuna_id = self._ids[trial_id]
+            self._storage.set_trial_system_attr(optuna_id, PROMOTED, rung)
+
+    def decide(self, trial_id: str, outcome: Outcome) -> None:
+        """Enter why a trial is about to end; on resume, such a trial is ended."""
+        with self._writing():
+            optuna_id = self._ids[trial_id]
+            self._storage.set_trial_system_attr(optuna_id, OUTCOME_ATTR, outcome.to_entry())
 
     def end(
         self,
         trial_id: str,
-        state: TrialState,
-        reason: str,
+        outcome: Outcome,
         value: float | None,
-        failure: Failure | None = None,
         system_attrs: Mapping[str, Any] | None = None,
     ) -> FrozenTrial:
         """Enter the end of a trial.
 
         Args:
             trial_id: Tune's id.
-            state: COMPLETE or PRUNED.
-            reason: Why it ended.
+            outcome: Why it ended.
             value: Its value.
-            failure: What it died of, where it failed.
             system_attrs: What the sampler keeps with the trial.
         """
+        if outcome_of(self.trial(trial_id)) != outcome:
+            self.decide(trial_id, outcome)
         optuna_id = self._ids[trial_id]
-        entry = {"reason": str(reason)}
-        if failure is not None:
-            entry |= {"message": failure.message, "text": failure.text}
         with self._writing():
-            # First, and in one piece: a trial that has this is ended on resume.
-            self._storage.set_trial_system_attr(optuna_id, END, entry)
             for name, attr in (system_attrs or {}).items():
                 self._storage.set_trial_system_attr(optuna_id, name, attr)
-            self._storage.set_trial_user_attr(optuna_id, "reason", str(reason))
-            if failure is not None:
-                self._storage.set_trial_user_attr(optuna_id, "error", failure.message)
+            self._storage.set_trial_user_attr(optuna_id, "reason", str(outcome.kind))
+            if outcome.is_failure:
+                self._storage.set_trial_user_attr(optuna_id, "error", outcome.message)
             values = None if value is None else [value]
-            self._storage.set_trial_state_values(optuna_id, state, values)
+            self._storage.set_trial_state_values(optuna_id, outcome.state, values)
         return self._storage.get_trial(optuna_id)
 
     def keep(self, study_attrs: Mapping[str, Any]) -> None:
         """Enter what a sampler keeps with the study."""
-        known = self._storage.get_study_system_attrs(self.study._study_id)
+        known = self.kept()
         with self._writing():
             for name, value in study_attrs.items():
                 if known.get(name) != value:
-                    self._storage.set_study_system_attr(self.study._study_id, name, value)
+                    self._storage.set_study_system_attr(self._study_id, name, value)
 
     def kept(self) -> dict[str, Any]:
-        """What has been entered with `keep`."""
-        return self._storage.get_study_system_attrs(self.study._study_id)
+        """What was entered with `keep`."""
+        return self._storage.get_study_system_attrs(self._study_id)
 
-    def mend_curves(self, metric: str) -> None:
-        """Bring each running trial's curve to its results: the driver may have died between."""
+    def repair_curves(self, metric: str) -> None:
+        """Repair the learning curves of running trials.
+
+        If the driver died between the two writes, a result was recorded but its intermediate value
+        was not.
+        """
         for trial in self.running():
             for epoch, result in results_of(trial).items():
                 score = float(result[metric])
                 if math.isfinite(score) and trial.intermediate_values.get(epoch) != score:
                     with self._writing():
-                        self._storage.set_trial_intermediate_value(trial._trial_id, epoch, score)
+                        optuna_id = self._optuna_id(trial.number)
+                        self._storage.set_trial_intermediate_value(optuna_id, epoch, score)
 
-    def _start_waiting(self, trial_id: str, waiting: FrozenTrial, asked: FrozenTrial) -> int:
-        optuna_id = waiting._trial_id
+    def _start_waiting(
+        self, trial_id: str, number: int, asked: FrozenTrial, attrs: Mapping[str, Any]
+    ) -> None:
+        optuna_id = self._optuna_id(number)
         for name, distribution in asked.distributions.items():
             value = distribution.to_internal_repr(asked.params[name])
             self._storage.set_trial_param(optuna_id, name, value, distribution)
-        for name, attr in asked.system_attrs.items():
+        for name, attr in attrs.items():
             self._storage.set_trial_system_attr(optuna_id, name, attr)
         self._storage.set_trial_user_attr(optuna_id, "trial_id", trial_id)
         # Last: until this line it waits, and all of the above will be written again.
         self._storage.set_trial_state_values(optuna_id, TrialState.RUNNING)
-        return optuna_id
+
+    def _optuna_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         if self._lost.is_set():
-            raise RecordError(f"{self.file} is another driver's now")
+            raise RecordError(f"{self.file} belongs to another driver now")
         try:
             yield
         except OSError as error:
@@ -281,13 +296,8 @@ class Record:
             raise self.trouble from error
 
 
-def folder_name(number: int) -> str:
-    """The name of a trial's folder."""
-    return f"trial_{number:04d}"
-
-
 def id_of(trial: FrozenTrial) -> str:
-    """Tune's id of a trial that has been started."""
+    """Tune's id of a trial that has started."""
     trial_id: str = trial.user_attrs["trial_id"]
     return trial_id
 
@@ -296,30 +306,18 @@ def is_started(trial: FrozenTrial) -> bool:
     return trial.state != TrialState.WAITING
 
 
-def is_failed(trial: FrozenTrial) -> bool:
-    """Whether it died of an exception; in the study it is PRUNED, so that samplers heed it."""
-    return failure_in(trial) is not None
-
-
-def failure_in(trial: FrozenTrial) -> Failure | None:
-    """What it died of; None: nothing."""
-    end = trial.system_attrs.get(END, {})
-    if "text" not in end:
-        return None
-    return Failure(end["reason"], Blame.TRIAL, end["message"], end["text"])
-
-
-def reason_of(trial: FrozenTrial) -> str | None:
-    """Why it ended, or must end; None: it goes on."""
-    reason: str | None = trial.system_attrs.get(END, {}).get("reason")
-    if reason is None:
+def decision_of(trial: FrozenTrial) -> Outcome | None:
+    """Why a trial ended or must end; None: it continues."""
+    outcome = outcome_of(trial)
+    if outcome is None:
         stops = (result[STOP] for result in results_of(trial).values() if STOP in result)
-        reason = next(stops, None)
-    return reason
+        stop = next(stops, None)
+        outcome = None if stop is None else Outcome.of(Kind(stop))
+    return outcome
 
 
 def promoted_from(trial: FrozenTrial) -> int | None:
-    """The last rung that it was promoted from; None: none."""
+    """The last rung that it was promoted from; None: it was not promoted."""
     rung: int | None = trial.system_attrs.get(PROMOTED)
     return rung
 
@@ -337,17 +335,17 @@ def _to_json(result: Mapping[str, Any]) -> dict[str, Any]:
             continue
         plain = value.item() if hasattr(value, "item") else value
         if isinstance(plain, float) and not math.isfinite(plain):
-            plain = str(plain)  # JSON has no NaN, and a dashboard's browser insists on that
+            plain = str(plain)  # JSON has no NaN, and the browser of a dashboard insists on that
         if plain is None or isinstance(plain, (bool, int, float, str)):
             entry[name] = plain
     return entry
 
 
 def _repair(file: Path) -> None:
-    """Take away what the death of the last driver left behind in the file.
+    """Remove what the death of the last driver left behind.
 
-    Its last line, where it was not written to the end: nothing has acted on it. And Optuna's lock,
-    which would be waited for, in any of its stages.
+    That is a last line that was not written to its end, on which nothing has acted; and Optuna's
+    lock in any of its stages, which would be waited for.
     """
     try:
         content = file.read_bytes()
@@ -371,13 +369,13 @@ def _repair(file: Path) -> None:
 
 
 def _remove_locks(folder: Path) -> None:
-    """Optuna's, of a driver that is gone; one may be half released."""
+    """Remove Optuna's locks of a driver that has exited; one may be half released."""
     for lock in folder.glob(f"{STUDY_FILE}.lock*"):
         lock.unlink()
 
 
 def _refuse(file: Path, reason: str) -> NoReturn:
     raise SettingsError(
-        f"{file}, the record of the sweep, cannot be used: {reason}; nothing has been changed. "
-        "Put back a copy of it, or start a new sweep with another --name."
+        f"{file}, the record of the sweep, cannot be used: {reason}; nothing was changed. "
+        "Restore a copy of it, or start a new sweep with another --name."
     )

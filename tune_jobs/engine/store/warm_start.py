@@ -1,8 +1,8 @@
-"""What a search begins with: configs to try first, other sweeps to learn from, failed trials."""
+"""What a search begins with: configs to try first, trials of other sweeps, failed trials."""
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.utils import flatten_dict
 
+from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.settings import SettingsError
-from tune_jobs.engine.search.study_search import DefineByRun, SearchSpace
-from tune_jobs.engine.search.view import has_crashed
+from tune_jobs.engine.core.space import DefineByRun, SearchSpace, contains
 from tune_jobs.engine.store.folder import is_url, storage_uri
 from tune_jobs.engine.store.manifest import Manifest
-from tune_jobs.engine.store.record import Record, failure_in, is_failed, reason_of
+from tune_jobs.engine.store.record import Record, decision_of
 from tune_jobs.engine.store.study import load_study
 
 __all__ = [
@@ -33,10 +32,10 @@ DRAWS = 50  # of a define-by-run space, to see the branches that it has
 
 
 def read_configs(file: str, space: SearchSpace) -> list[dict[str, Any]]:
-    """Read configs that are to be tried first, flat; what one leaves open is searched.
+    """Read configs to try first, flat. Parameters that a config leaves out are searched.
 
     Raises:
-        SettingsError: The file cannot be read, or holds what is not in the space.
+        SettingsError: The file cannot be read, or a config is not in the space.
     """
     try:
         content = json.loads(Path(file).read_text())
@@ -54,8 +53,9 @@ def read_configs(file: str, space: SearchSpace) -> list[dict[str, Any]]:
 
 
 def enqueue(record: Record, configs: Iterable[dict[str, Any]]) -> int:
-    """Put configs into the queue, each once in the life of a sweep (a restored OptunaSearch
-    queues its `points_to_evaluate` again).
+    """Add configs to the queue, each once in the life of a sweep.
+
+    A restored OptunaSearch queues its `points_to_evaluate` again.
 
     Returns:
         How many are new.
@@ -70,17 +70,17 @@ def enqueue(record: Record, configs: Iterable[dict[str, Any]]) -> int:
 
 
 def retry_failed(record: Record) -> int:
-    """Put the configs of failed trials into the queue, as new trials: what failed stays recorded.
+    """Add the configs of failed trials to the queue, as new trials; the failed ones stay recorded.
 
-    A trial whose second attempt failed as well is tried a third time. The attributes are those of
-    Optuna's own `RetryFailedTrialCallback`.
+    If the second attempt failed too, there is a third. The attributes are those of Optuna's own
+    `RetryFailedTrialCallback`.
 
     Returns:
-        How many there are.
+        How many were added.
     """
     trials = record.trials()
     retried = {trial.system_attrs.get("retry_of") for trial in trials}
-    failed = [trial for trial in trials if is_failed(trial) and trial.number not in retried]
+    failed = [trial for trial in trials if _has_failed(trial) and trial.number not in retried]
     for trial in failed:
         history = [*trial.system_attrs.get("retry_history", ()), trial.number]
         first = trial.system_attrs.get("failed_trial", trial.number)
@@ -90,21 +90,26 @@ def retry_failed(record: Record) -> int:
 
 
 def read_others(
-    path: str, goal: Goal, space: SearchSpace, storage_path: str
+    path: str,
+    goal: Goal,
+    space: SearchSpace,
+    storage_path: str,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Read the trials of another sweep that agree with this one's space, as JSON.
 
-    They are no trials of this sweep: neither counted, nor ever its best. Those that it has left
-    unfinished, paused or cut short, are read as pruned ones.
+    They are not trials of this sweep: they do not count, and are never its best. Trials that the
+    other sweep left unfinished are read as pruned.
 
     Args:
         path: The other sweep's folder or URL, or its name in `storage_path`.
-        goal: What this one optimises.
+        goal: What this sweep optimizes.
         space: What it searches.
         storage_path: Where it is.
+        notify: Called with a line that says how many were read.
 
     Raises:
-        SettingsError: There is no such sweep, it optimises something else, or none agrees.
+        SettingsError: There is no such sweep, it optimizes something else, or no trial agrees.
     """
     trials = [trial for trial in _load_other(path, goal, storage_path) if _has_reported(trial)]
     agreeing = [trial for trial in trials if _agrees(trial, space)]
@@ -113,12 +118,12 @@ def read_others(
             f"warm_start: none of the {len(trials)} trials of {path} agrees with the space; they "
             "must have the same parameters, with values that can be drawn here."
         )
-    print(f"Learning from {len(agreeing)} of the {len(trials)} trials of {path}")
+    notify(f"Learning from {len(agreeing)} of the {len(trials)} trials of {path}")
     return [_pack(trial, space) for trial in agreeing]
 
 
 def others_of(packed: Iterable[dict[str, Any]]) -> list[FrozenTrial]:
-    """The trials that `read_others` has read."""
+    """The trials that `read_others` read."""
     return [_unpack(trial) for trial in packed]
 
 
@@ -132,43 +137,46 @@ def _load_other(path: str, goal: Goal, storage_path: str) -> list[FrozenTrial]:
         raise SettingsError(f"warm_start: no sweep can be read at {folder}: {error}") from error
     if (manifest.metric, manifest.mode) != (goal.metric, goal.mode):
         raise SettingsError(
-            f"warm_start: {folder} optimises {manifest.metric} ({manifest.mode}), "
+            f"warm_start: {folder} optimizes {manifest.metric} ({manifest.mode}), "
             f"not {goal.metric} ({goal.mode}); its scores cannot be compared."
         )
     return trials
 
 
 def _has_reported(trial: FrozenTrial) -> bool:
-    return bool(trial.intermediate_values) or has_crashed(reason_of(trial), failure_in(trial))
+    return bool(trial.intermediate_values) or _has_crashed(trial)
+
+
+def _has_failed(trial: FrozenTrial) -> bool:
+    outcome = decision_of(trial)
+    return outcome is not None and outcome.is_failure
+
+
+def _has_crashed(trial: FrozenTrial) -> bool:
+    outcome = decision_of(trial)
+    return outcome is not None and outcome.is_crash
 
 
 def _agrees(trial: FrozenTrial, space: SearchSpace) -> bool:
     searched = _searched(space, trial.params)
     return trial.params.keys() == searched.keys() and all(
-        _contains(searched[name], value) for name, value in trial.params.items()
+        contains(searched[name], value) for name, value in trial.params.items()
     )
 
 
 def _searched(space: SearchSpace, params: dict[str, Any]) -> dict[str, BaseDistribution]:
-    """What the space asks for; one that is define-by-run, where it is given these: nothing if it
-    stumbles over them."""
+    """The distributions of a space; of a define-by-run space those that it asks for when it gets
+    these values, or none if it raises."""
     if not callable(space.searched):
         return space.searched
     trial = FixedTrial(params)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values out of range: they are looked at next
+            warnings.simplefilter("ignore")  # about values out of range, which are checked next
             space.searched(trial)  # type: ignore[arg-type]
     except Exception:
         return {}
     return trial.distributions
-
-
-def _contains(distribution: BaseDistribution, value: Any) -> bool:
-    try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
-    except (ValueError, TypeError):  # another type, or none of the choices
-        return False
 
 
 def _check_config(file: str, config: dict[str, Any], space: SearchSpace) -> None:
@@ -179,7 +187,7 @@ def _check_config(file: str, config: dict[str, Any], space: SearchSpace) -> None
         if name in space.constants:
             is_known = value == space.constants[name]
         elif name in searched:
-            is_known = _contains(searched[name], value)
+            is_known = contains(searched[name], value)
         else:
             known = ", ".join(searched)
             raise SettingsError(f"enqueue: {file} has {name!r}; the space has {known}.")
@@ -191,14 +199,15 @@ def _check_config(file: str, config: dict[str, Any], space: SearchSpace) -> None
 
 
 def _seen_distributions(space: DefineByRun, config: dict[str, Any]) -> dict[str, BaseDistribution]:
-    """What a define-by-run space asks for in some random trials that begin with the config."""
+    """The distributions that a define-by-run space asks for in random trials that begin with the
+    config."""
     seen: dict[str, BaseDistribution] = {}
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     for _ in range(DRAWS):
         study.enqueue_trial(config)
         trial = study.ask()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values out of range: they are looked at next
+            warnings.simplefilter("ignore")  # about values out of range, which are checked next
             space(trial)
         seen |= trial.distributions
     return seen
@@ -206,14 +215,13 @@ def _seen_distributions(space: DefineByRun, config: dict[str, Any]) -> dict[str,
 
 def _pack(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
     own = _searched(space, trial.params)
-    crashed = has_crashed(reason_of(trial), failure_in(trial))
     is_complete = trial.state == TrialState.COMPLETE
     return {
         "state": "COMPLETE" if is_complete else "PRUNED",
         "params": trial.params,
         "distributions": {name: distribution_to_json(own[name]) for name in trial.params},
         "values": trial.values if is_complete else None,
-        "curve": {} if crashed else trial.intermediate_values,
+        "curve": {} if _has_crashed(trial) else trial.intermediate_values,
     }
 
 

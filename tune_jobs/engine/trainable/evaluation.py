@@ -10,39 +10,35 @@ from typing import Any
 import ray
 
 from tune_jobs.engine.cluster.slots import Resources
-from tune_jobs.engine.trainable.lightning import (
-    Recipe,
-    lightning_package,
-    make_trainer,
-    prepare_device,
-)
+from tune_jobs.engine.trainable.lightning import LightningJob, lightning_package, make_trainer
+from tune_jobs.engine.trainable.process import prepare_device
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    checkpoint: bytes, recipe: Recipe, config: dict[str, Any], data: Any, resources: Resources
+    checkpoint: bytes, job: LightningJob, config: dict[str, Any], data: Any, resources: Resources
 ) -> dict[str, float] | None:
-    """Test a checkpoint, where the trials had a share of a GPU on such a share.
+    """Test a checkpoint; on a share of a GPU if the trials had one.
 
     Args:
         checkpoint: The content of a trial's checkpoint file.
-        recipe: What the trial was made of.
-        config: Its config.
-        data: The data it was given.
-        resources: What it held.
+        job: Made the trial's model and data.
+        config: The trial's config.
+        data: The data that the trial was given.
+        resources: What the trial held.
 
     Returns:
-        What the model's `test_step` logs, metric -> value; None where the model or its data have
-        no test.
+        What the model's `test_step` logs, metric -> value; None if the model or its data have no
+        test.
     """
     if not resources.gpus:
-        # Here: a new worker would spend seconds on importing Lightning.
-        return _test(checkpoint, recipe, config, data, resources)
+        # In this process: a new worker would spend seconds on importing Lightning.
+        return _test(checkpoint, job, config, data, resources)
 
     def task(checkpoint: bytes, data: Any) -> dict[str, float] | None:
         prepare_device(resources)
-        return _test(checkpoint, recipe, config, data, resources)
+        return _test(checkpoint, job, config, data, resources)
 
     remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(task)
     result: dict[str, float] | None = ray.get(remote.remote(checkpoint, data))
@@ -50,9 +46,9 @@ def evaluate(
 
 
 def _test(
-    checkpoint: bytes, recipe: Recipe, config: dict[str, Any], data: Any, resources: Resources
+    checkpoint: bytes, job: LightningJob, config: dict[str, Any], data: Any, resources: Resources
 ) -> dict[str, float] | None:
-    model, data_module = recipe.make_model(config, data), recipe.make_data(config, data)
+    model, data_module = job.make_model(config, data), job.make_data(config, data)
     pl = lightning_package(model)
     has_test = _overrides(model, "test_step", pl.LightningModule) and _overrides(
         data_module, "test_dataloader", pl.LightningDataModule
@@ -62,7 +58,7 @@ def _test(
     import torch
 
     # Not through the Trainer's ckpt_path, which would also restore its loops and its optimizers.
-    # Not `weights_only`: the trials have just written it, with whatever hyperparameters they have.
+    # Not `weights_only`: the trials wrote it just now, with any hyperparameters they have.
     content = torch.load(io.BytesIO(checkpoint), map_location="cpu", weights_only=False)
     model.load_state_dict(content["state_dict"])
     with _quiet_lightning():
@@ -77,7 +73,7 @@ def _overrides(module: Any, hook: str, base: type) -> bool:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """No word of devices and tips between the lines that a sweep prints."""
+    """Keep Lightning's notes on devices and tips out of the lines that a sweep prints."""
     loggers = [
         logging.getLogger(f"{package}.utilities.rank_zero")
         for package in ("pytorch_lightning", "lightning.pytorch")

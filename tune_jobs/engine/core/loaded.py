@@ -1,0 +1,39 @@
+"""Data that a job wants recorded: `Loaded`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tune_jobs.engine.core.errors import SettingsError
+
+__all__ = ["Loaded"]
+
+
+@dataclass(frozen=True, init=False)
+class Loaded:
+    """What `load_data` returns if its result is to be recorded.
+
+        return Loaded(splits, data="digits")
+
+    The facts are written to `sweep.json` and `best.json`, and a resumed sweep must load data with
+    the same facts. A fact with the name of a setting says how that setting was settled: where the
+    setting is left open on resume, `load_data` is given the recorded value.
+
+    Attributes:
+        data: What trials are given.
+        facts: Name -> None, bool, int, float or text.
+
+    Raises:
+        SettingsError: A fact is of another type.
+    """
+
+    data: Any
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __init__(self, data: Any, /, **facts: Any) -> None:
+        for name, fact in facts.items():
+            if fact is not None and not isinstance(fact, (bool, int, float, str)):
+                raise SettingsError(
+                    f"fact {name!r} of Loaded must be None, bool, int, float or str, got {fact!r}."
+                )
+        object.__setattr__(self, "data", data)
+        object.__setattr__(self, "facts", facts)

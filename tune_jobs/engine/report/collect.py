@@ -1,0 +1,130 @@
+"""The end of a sweep: find the winner, test it once, write the files: `collect_results`."""
+
+import json
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from optuna.trial import FrozenTrial
+from ray.tune import Checkpoint, ResultGrid
+
+from tune_jobs.engine.core.errors import SweepFailedError
+from tune_jobs.engine.core.layout import BEST_FILE, CHECKPOINT_FILE, trial_folder
+from tune_jobs.engine.core.outcome import Kind, Outcome, outcome_of
+from tune_jobs.engine.report.failures import explain_failure, log_of
+from tune_jobs.engine.report.files import make_row, write_best, write_checkpoint, write_rows
+from tune_jobs.engine.report.result import SweepResult
+from tune_jobs.engine.store.configs import config_of
+from tune_jobs.engine.store.folder import SweepFolder
+from tune_jobs.engine.store.opening import OpenSweep
+from tune_jobs.engine.store.record import Record, results_of
+from tune_jobs.engine.store.study import copy_to_memory
+from tune_jobs.engine.trainable.evaluation import evaluate
+from tune_jobs.engine.trainable.jobs import Workload
+from tune_jobs.engine.trainable.lightning import LightningJob
+
+__all__ = ["collect_results"]
+
+
+def collect_results(
+    sweep: OpenSweep,
+    record: Record,
+    workload: Workload,
+    grid: ResultGrid,
+    ended: Outcome | None,
+    notify: Callable[[str], None] = lambda text: None,
+) -> SweepResult:
+    """Find the winner, test it once, and write the files.
+
+    Args:
+        sweep: The sweep.
+        record: What has happened.
+        workload: What the trials trained.
+        grid: Ray's own results.
+        ended: What ended the sweep early; None: nothing did.
+        notify: Called with a traceback and a line for the user if the test fails.
+
+    Raises:
+        SweepFailedError: No trial has a score; trials.csv is written nevertheless. Or a file cannot
+            be written; its old contents remain.
+    """
+    folder, goal, trials = sweep.folder, sweep.goal, record.started()
+    configs = {trial.number: config_of(trial, sweep.space) for trial in trials}
+    rows = [make_row(goal, trial, configs[trial.number], ended) for trial in trials]
+    write_rows(folder, rows)
+    winner = goal.best(trials)
+    best_epoch = None if winner is None else goal.best_epoch(winner.intermediate_values)
+    if winner is None or best_epoch is None:
+        raise SweepFailedError(explain_failure(folder.uri, rows, trials), folder.uri, ended)
+    checkpoint, test = None, None
+    if workload.job.keeps_checkpoints:
+        checkpoint = _checkpoint_of(winner, best_epoch, folder)
+        content = _read_checkpoint(checkpoint)
+        write_checkpoint(folder, content)
+        test = _known_test(folder.local, winner.number, best_epoch)
+        if test is None and (ended is None or ended.kind != Kind.INTERRUPTED):
+            test = _try_test(content, configs[winner.number], workload, notify)
+    result = SweepResult(
+        path=folder.uri,
+        goal=goal,
+        settings=sweep.settings,
+        resources=workload.resources,
+        best_config=configs[winner.number],
+        best_score=winner.intermediate_values[best_epoch],
+        best_epoch=best_epoch,
+        best_trial=winner.number,
+        best_state=winner.state.name,
+        best_checkpoint=checkpoint,
+        test=test,
+        # The file on the driver's disk is about to move to its URL.
+        study=copy_to_memory(record.storage, sweep.name) if folder.is_remote else record.study,
+        result_grid=grid,
+        rows=rows,
+        logs={t.number: log_of(folder.uri, t) for t in trials if _has_failed(t)},
+        seconds=time.monotonic() - sweep.opened,
+        ended=ended,
+    )
+    write_best(folder, result, workload)
+    return result
+
+
+def _has_failed(trial: FrozenTrial) -> bool:
+    outcome = outcome_of(trial)
+    return outcome is not None and outcome.is_failure
+
+
+def _checkpoint_of(trial: FrozenTrial, epoch: int, folder: SweepFolder) -> Checkpoint:
+    name = results_of(trial)[epoch]["checkpoint_dir_name"]
+    path = f"{folder.path}/{trial_folder(trial.number)}/{name}"
+    return Checkpoint(path, folder.filesystem)
+
+
+def _known_test(folder: Path, trial: int, epoch: int) -> dict[str, float] | None:
+    """The winner's test, if an earlier driver made it: the test set is read once."""
+    try:
+        best = json.loads((folder / BEST_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    if (best.get("trial"), best.get("epoch")) != (trial, epoch):
+        return None
+    test: dict[str, float] | None = best.get("test")
+    return test
+
+
+def _read_checkpoint(checkpoint: Checkpoint) -> bytes:
+    with checkpoint.as_directory() as local:
+        return Path(local, CHECKPOINT_FILE).read_bytes()
+
+
+def _try_test(
+    checkpoint: bytes, config: dict[str, Any], workload: Workload, notify: Callable[[str], None]
+) -> dict[str, float] | None:
+    """Test the winner; an error in the test must not cost what the sweep found."""
+    job = cast(LightningJob, workload.job)
+    try:
+        return evaluate(checkpoint, job, config, workload.loaded.data, workload.resources)
+    except Exception:
+        notify(f"{traceback.format_exc()}The test failed; the results are written without it.")
+        return None

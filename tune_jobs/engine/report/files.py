@@ -1,0 +1,131 @@
+"""The files that a sweep leaves: trials.csv, best.ckpt, best.json."""
+
+import csv
+import importlib.metadata
+import io
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from ray.tune.utils import flatten_dict
+
+from tune_jobs.engine.core.errors import SweepFailedError
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.layout import BEST_CHECKPOINT_FILE, BEST_FILE, TRIALS_FILE
+from tune_jobs.engine.core.outcome import Kind, Outcome, outcome_of
+from tune_jobs.engine.report.result import SweepResult
+from tune_jobs.engine.store.folder import SweepFolder, write_whole
+from tune_jobs.engine.store.record import results_of
+from tune_jobs.engine.trainable.jobs import Workload
+from tune_jobs.engine.trainable.script import script_of
+
+__all__ = ["make_row", "write_best", "write_checkpoint", "write_rows"]
+
+
+def make_row(
+    goal: Goal, trial: FrozenTrial, config: dict[str, Any], ended: Outcome | None
+) -> dict[str, Any]:
+    """A trial's row in trials.csv, column -> value.
+
+    Args:
+        goal: What is optimized.
+        trial: The recorded trial.
+        config: Its config.
+        ended: What ended the sweep early, for a trial that it cut short.
+    """
+    results, curve = results_of(trial), trial.intermediate_values
+    last = results[max(results)] if results else {}
+    best_epoch = goal.best_epoch(curve)
+    outcome = outcome_of(trial) or ended
+    has_failed = trial.state.is_finished() and outcome is not None and outcome.is_failure
+    return {
+        "trial": trial.number,
+        "state": "FAIL" if has_failed else trial.state.name,
+        "reason": None if outcome is None else str(outcome.kind),
+        "epochs": max(results, default=0),
+        "best_epoch": best_epoch,
+        "score": None if best_epoch is None else curve[best_epoch],
+        "seconds": round(last.get("time_total_s", 0.0), 3),
+        "node": last.get("hostname"),
+        **{f"config/{name}": value for name, value in flatten_dict(config).items()},
+    }
+
+
+def write_rows(folder: SweepFolder, rows: list[dict[str, Any]]) -> None:
+    """Write trials.csv.
+
+    Raises:
+        SweepFailedError: It cannot be written, here and below; the old contents remain.
+    """
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(folder, TRIALS_FILE, file.getvalue().encode())
+
+
+def write_checkpoint(folder: SweepFolder, content: bytes) -> None:
+    """Write the winner's checkpoint."""
+    _write(folder, BEST_CHECKPOINT_FILE, content)
+
+
+def write_best(folder: SweepFolder, result: SweepResult, workload: Workload) -> None:
+    """Write best.json.
+
+    Args:
+        folder: The sweep's.
+        result: What it found.
+        workload: Has what is recorded of the data, and the job, whose commit is looked up.
+    """
+    script = script_of(workload.job.source)
+    content = {
+        "config": result.best_config,
+        "metric": result.goal.metric,
+        "mode": result.goal.mode,
+        "score": result.best_score,
+        "epoch": result.best_epoch,
+        **({} if result.test is None else {"test": result.test}),
+        "trial": result.best_trial,
+        "state": result.best_state,
+        "seed": result.settings.seed,
+        "versions": _versions(),
+        "commit": _commit(script and script.parent),
+        "seconds": round(result.seconds, 1),
+    }
+    content |= {k: fact for k, fact in workload.loaded.facts.items() if k not in content}
+    _write(folder, BEST_FILE, f"{json.dumps(content, indent=2, default=_to_json)}\n".encode())
+
+
+def _write(folder: SweepFolder, name: str, content: bytes) -> None:
+    file = folder.local / name
+    try:
+        write_whole(file, content)
+    except OSError as error:
+        message = f"{file} cannot be written: {error.strerror}."
+        raise SweepFailedError(message, folder.uri, Outcome.of(Kind.STORAGE)) from error
+
+
+def _to_json(value: Any) -> Any:
+    """What a config may hold besides JSON's own types: NumPy's numbers, or anything at all."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("tune-jobs", "ray", "optuna", "torch", "pytorch-lightning", "lightning")
+    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {"python": platform.python_version(), **{p: found[p] for p in packages if p in found}}
+
+
+def _commit(folder: Path | None) -> str | None:
+    """The commit of the code that ran, with "-dirty" if it had changes; None outside of git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,68 @@
+"""What a sweep found: `SweepResult`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from ray.tune import Checkpoint, ResultGrid
+
+from tune_jobs.engine.cluster.slots import Resources
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Outcome
+from tune_jobs.engine.core.settings import Settings
+
+__all__ = ["SweepResult"]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes:
+        path: The sweep's folder or URL.
+        goal: What was optimized.
+        settings: What the user set.
+        resources: What each trial held.
+        best_config: The winner's config.
+        best_score: Its best score; on validation data, where there are epochs.
+        best_epoch: The epoch of that score.
+        best_trial: Its number.
+        best_state: "COMPLETE"; if no trial was, "PRUNED", or "RUNNING" for one to be resumed.
+        best_checkpoint: Its checkpoint of that epoch; None for a plain function.
+        test: The winner's test, metric -> value; None if there was none.
+        study: The Optuna study; its `best_params` and `best_value` agree with the above.
+        result_grid: Ray's own results.
+        rows: The rows of trials.csv.
+        logs: The paths of failed trials' logs, and what else helps, by trial number.
+        seconds: Wall-clock time of this driver.
+        ended: What ended the sweep early; None: nothing did.
+    """
+
+    path: str
+    goal: Goal
+    settings: Settings
+    resources: Resources
+    best_config: dict[str, Any]
+    best_score: float
+    best_epoch: int
+    best_trial: int
+    best_state: str
+    best_checkpoint: Checkpoint | None
+    test: dict[str, float] | None
+    study: optuna.Study = field(repr=False)
+    result_grid: ResultGrid = field(repr=False)
+    rows: list[dict[str, Any]] = field(repr=False)
+    logs: dict[int, str] = field(repr=False)
+    seconds: float
+    ended: Outcome | None = None
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Epochs that a trial trained at most; None: its function ended by itself."""
+        halving = self.settings.halving
+        return None if halving is None else halving.max_epochs
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether there are trials left that `--resume` would run."""
+        return self.ended is not None and self.ended.is_resumable

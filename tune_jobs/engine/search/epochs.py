@@ -1,0 +1,150 @@
+"""Which trials continue: `EpochScheduler`, which stops only trials that cannot win."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from optuna.trial import FrozenTrial
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from tune_jobs.engine.core.goal import Goal, epoch_of
+from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.rungs import Rungs
+from tune_jobs.engine.core.transient import Transient
+from tune_jobs.engine.search.failures import outcome_of_failed
+from tune_jobs.engine.search.internals import controller_of
+
+__all__ = ["EpochScheduler", "Ledger"]
+
+
+class Ledger(Protocol):
+    """Where a scheduler enters its decisions before anything acts on them: a `Record`."""
+
+    def report(
+        self, trial_id: str, score: float, result: Mapping[str, Any], stop: Kind | None
+    ) -> None: ...
+
+    def promote(self, trial_id: str, rung: int) -> None: ...
+
+    def decide(self, trial_id: str, outcome: Outcome) -> None: ...
+
+    def decided(self, trial_id: str) -> Outcome | None: ...
+
+
+class EpochScheduler(Transient, FIFOScheduler):
+    """Stops a trial after its last epoch, at a score that is good enough, and when it diverges.
+
+    Ray's schedulers let a trial that reports NaN run on, since NaN compares false with everything.
+
+    Args:
+        goal: What is optimized.
+        record: Holds each result, with the decision on it.
+        max_epochs: Epochs after which a trial is complete; None: it ends by itself.
+        stop_at: The score that is good enough; the sweep ends when a trial reaches it.
+
+    Attributes:
+        rungs: Where trials are compared; without ASHA it has none.
+        has_reached: Whether a trial has reached `stop_at`, and its end is recorded.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        record: Ledger,
+        max_epochs: int | None = None,
+        stop_at: float | None = None,
+    ) -> None:
+        super().__init__()
+        self._goal = goal
+        self._record = record
+        self._max_epochs = max_epochs
+        self._stop_at = stop_at
+        self.rungs = Rungs(goal)
+        self.has_reached = False
+
+    @property
+    def num_paused(self) -> int:
+        """Trials that are paused and hold no slot. One that is still being saved holds its slot."""
+        return 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no trial is paused."""
+        return True
+
+    def promote(self, is_last: bool) -> bool:
+        """Let a free slot resume a paused trial.
+
+        Args:
+            is_last: Whether nothing runs, and no new trial can start.
+
+        Returns:
+            Whether there is a trial to resume.
+        """
+        return False
+
+    def stop_paused(self) -> None:
+        """Stop the paused trials: none of them can be promoted any more."""
+
+    def is_paused(self, trial_id: str) -> bool:
+        """Whether a trial that an earlier driver left is paused at a rung."""
+        return False
+
+    def restore(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take in what earlier drivers recorded; nothing is decided again.
+
+        Args:
+            trials: All trials that have started, in the order of their numbers.
+        """
+        for trial in trials:
+            self._restore(trial)
+
+    def _restore(self, trial: FrozenTrial) -> None:
+        self.has_reached |= any(map(self._is_good_enough, trial.intermediate_values.values()))
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        trial.controller = controller_of(tune_controller)  # see `SweepTrial`
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        stop = self._decide(tune_controller, trial, result)
+        score = float(result[self._goal.metric])
+        self._record.report(trial.trial_id, score, result, stop)
+        decision: str = TrialScheduler.CONTINUE if stop is None else TrialScheduler.STOP
+        return decision
+
+    def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
+        """None: Tune starts pending trials by itself, and Ray's method walks through all trials,
+        ended ones too, at each step."""
+        return None
+
+    def _decide(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> Kind | None:
+        """Why a trial that has just reported must stop; None: it continues."""
+        score = float(result[self._goal.metric])
+        return self._judge(trial.trial_id, epoch_of(result), score)
+
+    def _judge(self, trial_id: str, epoch: int, score: float) -> Kind | None:
+        """Why this trial must stop now; None: it continues."""
+        if not math.isfinite(score):
+            return Kind.NAN
+        if self._is_good_enough(score):
+            return Kind.GOOD_ENOUGH
+        if self._max_epochs is not None and epoch >= self._max_epochs:
+            return Kind.LAST_EPOCH
+        return None
+
+    def _is_good_enough(self, score: float) -> bool:
+        gain = self._goal.gain
+        return self._stop_at is not None and gain(score) >= gain(self._stop_at)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        # Not sooner: the sweep would end at once, and lose the result that ended it.
+        outcome = self._record.decided(trial.trial_id)
+        self.has_reached |= outcome is not None and outcome.kind == Kind.GOOD_ENOUGH
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        if trial.status == Trial.ERROR:
+            return  # Tune calls this too when it puts a trial back into the queue
+        outcome = outcome_of_failed(trial)
+        if outcome.cause != Cause.STORAGE:  # which is not the trial's end: the sweep stops
+            self._record.decide(trial.trial_id, outcome)

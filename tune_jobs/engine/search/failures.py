@@ -1,0 +1,86 @@
+"""What a Tune trial failed of, told apart: `outcome_of_failed`.
+
+Ray's `FailureConfig(max_failures)` counts all failures alike.
+"""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+from tune_jobs.engine.core.errors import CheckpointError
+from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+
+__all__ = ["outcome_of_failed"]
+
+OUT_OF_MEMORY_TEXTS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "running low on memory",  # Ray's own guard of a node
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+# The disk is full, over its quota, read-only, or gone.
+STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+
+
+def outcome_of_failed(trial: Any) -> Outcome:
+    """What a Tune trial failed of.
+
+    It reads the file that the driver has just written: `Trial.get_pickled_error` reads the storage,
+    to which Tune copies it later.
+    """
+    error, text = _load_error(trial)
+    if error is None:
+        return Outcome("error", Cause.TRIAL, "an error that only the trial could name", text)
+    lines = str(error).strip().splitlines()
+    message = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+    if _is_out_of_memory(error):
+        message = f"{message.rstrip('.')}. {_more_memory(trial)}"
+        return Outcome(Kind.OUT_OF_MEMORY, Cause.TRIAL, message, text)
+    return Outcome(type(error).__name__, _cause(error), message, text)
+
+
+def _load_error(trial: Any) -> tuple[BaseException | None, str]:
+    if trial.pickled_error_file is None:
+        return None, ""
+    try:
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception:  # the exception's class may be one that only the trial could import
+        return None, Path(trial.error_file).read_text()
+    return getattr(error, "cause", None) or error, str(error)
+
+
+def _cause(error: BaseException) -> Cause:
+    if isinstance(error, (RayActorError, WorkerCrashedError, NodeDiedError)):
+        return Cause.CLUSTER
+    if isinstance(error, CheckpointError):
+        return Cause.STORAGE
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:
+        return Cause.STORAGE
+    return Cause.TRIAL
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, OutOfMemoryError)):
+        return True
+    # By name: torch's own is a RuntimeError, and this process need not have imported torch.
+    if any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__):
+        return True
+    text = str(error)
+    return any(known in text for known in OUT_OF_MEMORY_TEXTS) or (
+        "CUDA" in text and "out of memory" in text
+    )
+
+
+def _more_memory(trial: Any) -> str:
+    """The larger share to try. A share of a GPU is a share of its memory; more CPUs for a trial
+    give it more memory in that fewer trials run in parallel."""
+    held = trial.placement_group_factory.required_resources
+    gpus, cpus = held.get("GPU", 0), held.get("CPU", 0)
+    if gpus and gpus < 1:
+        return f"It had {gpus:g} of a GPU; try --gpus-per-trial {min(1.0, 2 * gpus):g}."
+    if gpus:
+        return "It had a whole GPU; search smaller models or batches."
+    return f"It had {cpus:g} CPU; try --cpus-per-trial {2 * cpus:g}, so that fewer run at once."

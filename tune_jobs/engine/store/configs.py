@@ -1,0 +1,71 @@
+"""Configs as they are recorded, and read again."""
+
+import base64
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.trial import FixedTrial, FrozenTrial
+from ray import cloudpickle
+from ray.tune.utils import flatten_dict
+from ray.tune.utils.util import unflatten_dict
+
+from tune_jobs.engine.core.space import SearchSpace
+
+__all__ = ["CONFIG_ATTR", "config_of", "pack_config"]
+
+# The system attribute in which an Optuna trial holds what the search space gave it.
+CONFIG_ATTR = "tune_jobs:config"
+
+PICKLED = "tune_jobs:pickled"
+
+
+def pack_config(suggested: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config as JSON; values that JSON would change are pickled."""
+    return {name: v if _is_json(v) else _pickle(v) for name, v in suggested.items()}
+
+
+def config_of(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
+    """The config of a recorded trial, nested.
+
+    Args:
+        trial: The trial.
+        space: What is searched; it has the constants, which are not recorded with each trial.
+    """
+    recorded = trial.system_attrs.get(CONFIG_ATTR)
+    if recorded is None:
+        suggested = _suggest_again(trial, space)
+    else:
+        suggested = {name: _unpack(value) for name, value in recorded.items()}
+    return dict(unflatten_dict({**space.constants, **suggested}))
+
+
+def _suggest_again(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
+    """What the space gave a trial, for records in which it was not entered (format 1)."""
+    if not callable(space.searched):
+        return trial.params
+    given = FixedTrial(trial.params)
+    constants = space.searched(given)  # type: ignore[arg-type]
+    return {**given.params, **flatten_dict(constants or {})}
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, float):
+        return type(value) is float and math.isfinite(value)
+    if type(value) is list:
+        return all(map(_is_json, value))
+    if type(value) is dict:
+        return PICKLED not in value and all(
+            type(name) is str and _is_json(item) for name, item in value.items()
+        )
+    return value is None or type(value) in (bool, int, str)
+
+
+def _pickle(value: Any) -> dict[str, str]:
+    return {PICKLED: base64.b64encode(cloudpickle.dumps(value)).decode()}
+
+
+def _unpack(value: Any) -> Any:
+    if isinstance(value, dict) and PICKLED in value:
+        return cloudpickle.loads(base64.b64decode(value[PICKLED]))
+    return value

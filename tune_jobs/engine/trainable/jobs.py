@@ -1,0 +1,87 @@
+"""The two kinds of job, Lightning and function, and what their trials are given."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tune_jobs.engine.cluster.slots import Resources
+from tune_jobs.engine.core.errors import SettingsError
+from tune_jobs.engine.core.loaded import Loaded
+from tune_jobs.engine.core.settings import Settings
+from tune_jobs.engine.trainable.function import FunctionJob
+from tune_jobs.engine.trainable.lightning import LightningJob
+
+__all__ = ["Job", "Workload", "make_job"]
+
+
+class Job(Protocol):
+    """What a sweep trains."""
+
+    @property
+    def source(self) -> Callable[..., Any]:
+        """The function by which the job's own code is found."""
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether trials report Lightning checkpoints, and the winner's can be tested."""
+
+    def make_trainable(self, metric: str, resources: Resources, data: Any) -> Any:
+        """What Tune runs for each trial.
+
+        Args:
+            metric: What trials report.
+            resources: What each trial holds.
+            data: What each trial is given.
+        """
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every trial of a sweep trains, on what, with what.
+
+    Attributes:
+        job: Makes the model.
+        loaded: What `load_data` returned, with what is recorded of it.
+        resources: What each trial holds.
+    """
+
+    job: Job
+    loaded: Loaded
+    resources: Resources
+
+
+def make_job(
+    settings: Settings,
+    objective: Callable[[dict[str, Any]], float] | None,
+    load_data: Callable[[Any], Any] | None,
+    make_model: Callable[[dict[str, Any], Any], Any] | None,
+    make_data: Callable[[dict[str, Any], Any], Any] | None,
+    trainer_kwargs: Mapping[str, Any] | None,
+) -> Job:
+    """The job that `run_sweep` was given.
+
+    Raises:
+        SettingsError: The arguments do not fit together, or do not fit the settings.
+    """
+    halving = settings.halving
+    if objective is None:
+        if make_model is None or make_data is None:
+            raise SettingsError("run_sweep takes either objective, or make_model and make_data.")
+        if halving is None:
+            raise SettingsError(
+                f"a LightningModule needs LightningSettings, got {type(settings).__name__}."
+            )
+        return LightningJob(make_model, make_data, halving, settings.seed, trainer_kwargs or {})
+    if make_model and make_data:
+        raise SettingsError("run_sweep takes either objective, or make_model and make_data.")
+    if make_model or make_data or load_data or trainer_kwargs:
+        raise SettingsError(
+            "load_data, make_model, make_data and trainer_kwargs belong to a LightningModule, "
+            "not to objective, which gets the config alone."
+        )
+    if halving is not None and halving.pauses:
+        raise SettingsError(
+            "promotion cannot resume an objective, which keeps no checkpoint; give "
+            "asha='stopping', or Settings, which has no ASHA."
+        )
+    return FunctionJob(objective)
