@@ -1,4 +1,4 @@
-"""The record: what was entered is there after any death."""
+"""The record: what was entered is still there after the driver dies."""
 
 import errno
 import json
@@ -15,17 +15,10 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from tune_jobs.engine.core.errors import RecordError, SettingsError
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.outcome import Blame, Failure, Reason
-from tune_jobs.engine.core.settings import SettingsError
-from tune_jobs.engine.store.record import (
-    Record,
-    RecordError,
-    failure_in,
-    is_failed,
-    reason_of,
-    results_of,
-)
+from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, outcome_of
+from tune_jobs.engine.store.record import Record, decision_of, promoted_from, results_of
 
 GOAL = Goal("score", "max")
 
@@ -39,40 +32,72 @@ def ask(x: float = 0.5) -> FrozenTrial:
     return create_trial(state=TrialState.RUNNING, params={"x": x}, distributions=distributions)
 
 
+def start(record: Record, trial_id: str, x: float = 0.5) -> int:
+    return record.start(trial_id, ask(x), {"x": x})
+
+
 def result(epoch: int, score: float) -> dict[str, Any]:
     return {"epoch": epoch, "score": score, "trial_id": "t", "done": False, "config/x": 0.5}
 
 
-def test_trial_is_there_again_as_it_stood(tmp_path: Path) -> None:
+def test_record_reopens_running_trial(tmp_path: Path) -> None:
     record = make_record(tmp_path)
-    assert record.start("a", ask()) == 0
+    assert start(record, "a") == 0
     record.report("a", 0.5, result(1, 0.5), None)
-    record.report("a", 0.4, result(2, 0.4), Reason.ASHA)
+    record.report("a", 0.4, result(2, 0.4), Kind.ASHA)
     again = Record.open(tmp_path, Event())
     (trial,) = again.trials()
     assert trial.state == TrialState.RUNNING
     assert trial.params == {"x": 0.5}
     assert trial.intermediate_values == {1: 0.5, 2: 0.4}
-    assert reason_of(trial) == "asha"
+    decision = decision_of(trial)
+    assert decision is not None
+    assert decision.kind == "asha"
     assert results_of(trial)[1] == {"epoch": 1, "score": 0.5}
-    assert again.start("b", ask()) == 1
+    assert start(again, "b") == 1
     assert again.num_trials == 2
 
 
-def test_end_is_there_again_with_what_it_died_of(tmp_path: Path) -> None:
+def test_record_reopens_failed_trial(tmp_path: Path) -> None:
     record = make_record(tmp_path)
-    record.start("a", ask())
-    failure = Failure("KeyError", Blame.TRIAL, "KeyError: lr", "Traceback")
-    record.end("a", TrialState.PRUNED, failure.reason, None, failure)
+    start(record, "a")
+    failure = Outcome("KeyError", Cause.TRIAL, "KeyError: lr", "Traceback")
+    record.end("a", failure, None)
     (trial,) = Record.open(tmp_path, Event()).trials()
-    assert (trial.state, reason_of(trial)) == (TrialState.PRUNED, "KeyError")
-    assert is_failed(trial)
-    assert failure_in(trial) == failure
+    outcome = outcome_of(trial)
+    assert outcome is not None
+    assert (trial.state, outcome.kind) == (TrialState.PRUNED, "KeyError")
+    assert outcome.is_failure
+    assert outcome == failure
+    assert trial.user_attrs["reason"] == "KeyError"
+    assert trial.user_attrs["error"] == "KeyError: lr"
 
 
-def test_epoch_that_is_trained_again_replaces_what_was_there(tmp_path: Path) -> None:
+def test_record_reopens_decision(tmp_path: Path) -> None:
+    """A decision that was entered before the driver died holds, though the trial has not ended."""
     record = make_record(tmp_path)
-    record.start("a", ask())
+    start(record, "a")
+    start(record, "b")
+    record.decide("a", Outcome.of(Kind.TIME_BUDGET))
+    again = Record.open(tmp_path, Event())
+    assert again.decided("a") == Outcome.of(Kind.TIME_BUDGET)
+    assert again.decided("b") is None
+    assert [trial.state for trial in again.trials()] == [TrialState.RUNNING] * 2
+
+
+def test_record_reopens_promotion(tmp_path: Path) -> None:
+    record = make_record(tmp_path)
+    start(record, "a")
+    start(record, "b")
+    record.promote("a", 1)
+    record.promote("a", 3)
+    again = Record.open(tmp_path, Event())
+    assert [promoted_from(trial) for trial in again.trials()] == [3, None]
+
+
+def test_record_replaces_retrained_epoch(tmp_path: Path) -> None:
+    record = make_record(tmp_path)
+    start(record, "a")
     for epoch, score in ((1, 0.1), (2, 0.2), (2, 0.25), (3, 0.3)):
         record.report("a", score, result(epoch, score), None)
     trial = record.trial("a")
@@ -80,33 +105,34 @@ def test_epoch_that_is_trained_again_replaces_what_was_there(tmp_path: Path) -> 
     assert [r["score"] for r in results_of(trial).values()] == [0.1, 0.25, 0.3]
 
 
-def test_result_that_is_not_finite_is_recorded_as_json_takes_it(tmp_path: Path) -> None:
+def test_record_writes_nan_as_text(tmp_path: Path) -> None:
     record = make_record(tmp_path)
-    record.start("a", ask())
-    record.report("a", math.nan, result(1, math.nan), Reason.NAN)
+    start(record, "a")
+    record.report("a", math.nan, result(1, math.nan), Kind.NAN)
     assert "NaN" not in record.file.read_text()
     (trial,) = Record.open(tmp_path, Event()).trials()
     assert trial.intermediate_values == {}
     assert results_of(trial)[1]["score"] == "nan"
 
 
-def test_curve_is_brought_to_the_results_where_the_driver_died_between(tmp_path: Path) -> None:
+def test_record_repairs_curve(tmp_path: Path) -> None:
+    """The driver died after it wrote the result and before it wrote the intermediate value."""
     record = make_record(tmp_path)
-    record.start("a", ask())
+    start(record, "a")
     record.report("a", 0.5, result(1, 0.5), None)
     *before, last = record.file.read_bytes().splitlines(keepends=True)
     assert b"intermediate_value" in last
     record.file.write_bytes(b"".join(before))
     again = Record.open(tmp_path, Event())
     assert again.trials()[0].intermediate_values == {}
-    again.mend_curves("score")
+    again.repair_curves("score")
     assert again.trials()[0].intermediate_values == {1: 0.5}
 
 
 @pytest.mark.parametrize("num_bytes", [1, 7, 40])
-def test_line_that_was_not_written_to_its_end_is_taken_away(num_bytes: int, tmp_path: Path) -> None:
+def test_record_truncates_torn_line(num_bytes: int, tmp_path: Path) -> None:
     record = make_record(tmp_path)
-    record.start("a", ask())
+    start(record, "a")
     whole = record.file.read_bytes()
     record.report("a", 0.5, result(1, 0.5), None)
     torn = record.file.read_bytes()[: len(whole) + num_bytes]
@@ -117,45 +143,46 @@ def test_line_that_was_not_written_to_its_end_is_taken_away(num_bytes: int, tmp_
     assert Record.open(tmp_path, Event()).trials()[0].intermediate_values == {1: 0.6}
 
 
-def test_stock_storage_writes_on_behind_a_torn_line_and_can_be_read_no_more(
-    tmp_path: Path,
-) -> None:
+def test_stock_journal_torn_line(tmp_path: Path) -> None:
+    """Optuna's own storage appends behind a torn line, and cannot read its own entry again."""
     record = make_record(tmp_path)
     with record.file.open("ab") as file:
         file.write(b'{"op_code":4,"wor')
     backend = optuna.storages.journal.JournalFileBackend(str(record.file))
     study = optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(backend))
-    with pytest.raises(AttributeError):  # it cannot find the trial that it has just written
+    with pytest.raises(AttributeError):
         study.add_trial(create_trial(value=1.0))
 
 
-def test_lock_of_optunas_that_a_dead_driver_held_is_taken_away(tmp_path: Path) -> None:
+def test_record_removes_stale_lock(tmp_path: Path) -> None:
+    """Optuna's lock of a driver that was killed; Optuna waits half a minute for it."""
     record = make_record(tmp_path)
     lock = tmp_path / "study.log.lock"
     os.symlink(record.file, lock)
-    Record.open(tmp_path, Event()).start("a", ask())  # else Optuna would wait for half a minute
+    start(Record.open(tmp_path, Event()), "a")
     assert not lock.is_symlink()
 
 
-def test_record_that_was_never_begun_is_begun(tmp_path: Path) -> None:
+def test_record_torn_first_line(tmp_path: Path) -> None:
+    """The driver died before it had written one line: the record is created again."""
     (tmp_path / "study.log").write_bytes(b'{"op_code":0,"wor')
     os.symlink(tmp_path / "study.log", tmp_path / "study.log.lock")
-    make_record(tmp_path).start("a", ask())
+    start(make_record(tmp_path), "a")
     assert len(Record.open(tmp_path, Event()).trials()) == 1
 
 
-def test_damaged_record_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_record_damaged_line_refused(tmp_path: Path) -> None:
     record = make_record(tmp_path)
-    record.start("a", ask())
+    start(record, "a")
     first, *others = record.file.read_bytes().splitlines(keepends=True)
     damaged = first[:20] + b"\0\0" + first[22:] + b"".join(others) + b'{"torn'
     record.file.write_bytes(damaged)
-    with pytest.raises(SettingsError, match=r"line 1 is damaged; nothing has been changed"):
+    with pytest.raises(SettingsError, match=r"line 1 is damaged; nothing was changed"):
         Record.open(tmp_path, Event())
     assert record.file.read_bytes() == damaged
 
 
-def test_record_that_is_missing_or_empty_is_refused(tmp_path: Path) -> None:
+def test_record_missing_or_empty_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be used: No such file"):
         Record.open(tmp_path, Event())
     (tmp_path / "study.log").touch()
@@ -163,11 +190,10 @@ def test_record_that_is_missing_or_empty_is_refused(tmp_path: Path) -> None:
         Record.open(tmp_path, Event())
 
 
-def test_disk_that_is_full_is_told_and_the_record_can_be_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_record_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the cause, and the record can be reopened and written afterwards."""
     record = make_record(tmp_path)
-    record.start("a", ask())
+    start(record, "a")
 
     def fail(fd: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -180,18 +206,19 @@ def test_disk_that_is_full_is_told_and_the_record_can_be_gone_on_with(
     Record.open(tmp_path, Event()).report("a", 0.5, result(1, 0.5), None)
 
 
-def test_nothing_is_entered_once_another_driver_has_taken_over(tmp_path: Path) -> None:
+def test_record_lost_lock(tmp_path: Path) -> None:
+    """Nothing is entered once another driver has taken over the sweep."""
     lost = Event()
     record = Record.create(tmp_path, "s", GOAL, lost)
-    record.start("a", ask())
+    start(record, "a")
     content = record.file.read_bytes()
     lost.set()
-    with pytest.raises(RecordError, match="another driver's"):
+    with pytest.raises(RecordError, match="belongs to another driver now"):
         record.report("a", 0.5, result(1, 0.5), None)
     assert record.file.read_bytes() == content
 
 
-def test_configs_in_the_queue_are_started_first_in_their_order(tmp_path: Path) -> None:
+def test_record_queue_order(tmp_path: Path) -> None:
     record = make_record(tmp_path)
     record.enqueue({"x": 0.1})
     record.enqueue({"x": 0.2})
@@ -201,35 +228,37 @@ def test_configs_in_the_queue_are_started_first_in_their_order(tmp_path: Path) -
         waiting = again.next_waiting()
         assert waiting is not None
         assert waiting.system_attrs["fixed_params"] == {"x": x}
-        assert again.start(str(number), ask(x)) == number
+        assert start(again, str(number), x) == number
     assert again.next_waiting() is None
-    assert again.start("2", ask()) == 2
+    assert start(again, "2") == 2
     assert [trial.params["x"] for trial in again.trials()] == [0.1, 0.2, 0.5]
     assert all(trial.state == TrialState.RUNNING for trial in again.trials())
 
 
-def test_config_in_the_queue_waits_on_where_the_driver_died_while_it_was_started(
-    tmp_path: Path,
-) -> None:
+def test_record_queue_interrupted_start(tmp_path: Path) -> None:
+    """The driver died while it entered a waiting trial: the config still waits."""
     record = make_record(tmp_path)
     record.enqueue({"x": 0.1})
-    record.start("a", ask(0.1))
+    start(record, "a", 0.1)
     *before, last = record.file.read_bytes().splitlines(keepends=True)
     assert json.loads(last)["state"] == TrialState.RUNNING
     record.file.write_bytes(b"".join(before))
     again = Record.open(tmp_path, Event())
     assert again.next_waiting() is not None
-    assert again.start("b", ask(0.1)) == 0
+    assert start(again, "b", 0.1) == 0
     (trial,) = again.trials()
     assert (trial.params, trial.user_attrs["trial_id"]) == ({"x": 0.1}, "b")
 
 
-def test_trial_is_recorded_whole_or_not_at_all(tmp_path: Path) -> None:
-    """Optuna's own `ask` enters a trial and then each of its parameters: killed between, it has a
-    trial that nobody can run."""
+def test_record_starts_trial_atomically(tmp_path: Path) -> None:
+    """A trial is one line.
+
+    Optuna's own `ask` writes a trial and then each of its parameters: if the driver dies between,
+    the trial cannot be run.
+    """
     record = make_record(tmp_path)
     lines = record.file.read_text().count("\n")
-    record.start("a", ask())
+    start(record, "a")
     assert record.file.read_text().count("\n") == lines + 1
     record.study.ask({"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)})
     assert record.file.read_text().count("\n") > lines + 2
@@ -250,13 +279,13 @@ print(json.dumps({t["number"]: [t["state"], t["intermediate_values"]] for t in s
 """
 
 
-def test_dashboard_opens_the_record_while_the_sweep_runs(tmp_path: Path) -> None:
+def test_dashboard_opens_live_record(tmp_path: Path) -> None:
     record = make_record(tmp_path)
     for trial_id in ("a", "b"):
-        record.start(trial_id, ask())
+        start(record, trial_id)
         record.report(trial_id, 0.5, result(1, 0.5), None)
-    record.report("a", math.nan, result(2, math.nan), Reason.NAN)
-    record.end("a", TrialState.PRUNED, Reason.NAN, 0.5)
+    record.report("a", math.nan, result(2, math.nan), Kind.NAN)
+    record.end("a", Outcome.of(Kind.NAN), 0.5)
     command = [sys.executable, "-W", "ignore", "-c", DASHBOARD, str(record.file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
