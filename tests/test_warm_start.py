@@ -1,6 +1,7 @@
-"""Configs to try first, other sweeps to learn from, failed trials to run again."""
+"""Configs to try first, other sweeps to learn from, failed trials to retry."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -12,12 +13,16 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
+from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.outcome import Blame, Endings, Failure, Reason
-from tune_jobs.engine.core.settings import Settings, SettingsError
-from tune_jobs.engine.search.study_search import StudySearch, convert_space
+from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.rungs import Rungs
+from tune_jobs.engine.core.settings import Settings
+from tune_jobs.engine.core.space import Space, convert_space
+from tune_jobs.engine.search.study_search import StudySearch
+from tune_jobs.engine.search.view import View
 from tune_jobs.engine.store.manifest import Manifest
-from tune_jobs.engine.store.record import Record
+from tune_jobs.engine.store.record import Record, id_of
 from tune_jobs.engine.store.warm_start import (
     enqueue,
     others_of,
@@ -29,6 +34,7 @@ from tune_jobs.engine.store.warm_start import (
 GOAL = Goal("score", "max")
 SPACE = {"x": tune.uniform(0, 1), "n": tune.choice([1, 2]), "constant": 7}
 SEARCH_SPACE = convert_space(SPACE)
+FAILURE = Outcome("KeyError", Cause.TRIAL, "KeyError: lr", "Traceback")
 
 
 def write(folder: Path, content: Any) -> str:
@@ -37,11 +43,17 @@ def write(folder: Path, content: Any) -> str:
     return str(file)
 
 
-def make_search(record: Record, others: Any = ()) -> tuple[StudySearch, Endings]:
-    endings = Endings()
-    sampler = TPESampler(n_startup_trials=5)
-    shown = others_of(others)
-    return StudySearch(SEARCH_SPACE, GOAL, record, sampler, 0, endings, shown), endings
+def make_view(record: Record, others: Iterable[dict[str, Any]] = ()) -> View:
+    view = View(GOAL, TPESampler(n_startup_trials=5), Rungs(GOAL))
+    for other in others_of(others):
+        view.add_other(other)
+    for trial in record.started():
+        view.add(trial, id_of(trial))
+    return view
+
+
+def make_search(record: Record, view: View | None = None) -> StudySearch:
+    return StudySearch(SEARCH_SPACE, GOAL, record, view or make_view(record), 0)
 
 
 def run(search: StudySearch, record: Record, trial_id: str, score: float) -> dict[str, Any]:
@@ -51,13 +63,12 @@ def run(search: StudySearch, record: Record, trial_id: str, score: float) -> dic
     return config
 
 
-def test_given_configs_are_tried_first_and_what_they_leave_open_is_searched(
-    tmp_path: Path,
-) -> None:
+def test_enqueued_configs_run_first(tmp_path: Path) -> None:
+    """Parameters that a config leaves out are searched."""
     record = Record.create(tmp_path, "s", GOAL, Event())
     file = write(tmp_path, [{"x": 0.25, "n": 2}, {"x": 0.75, "constant": 7}])
     assert enqueue(record, read_configs(file, SEARCH_SPACE)) == 2
-    search, _ = make_search(record)
+    search = make_search(record)
     assert run(search, record, "a", 0.1) == {"x": 0.25, "n": 2, "constant": 7}
     second = run(search, record, "b", 0.1)
     assert second["x"] == 0.75
@@ -66,7 +77,7 @@ def test_given_configs_are_tried_first_and_what_they_leave_open_is_searched(
     assert [trial.number for trial in record.trials()] == [0, 1, 2]
 
 
-def test_config_that_is_given_twice_is_tried_once(tmp_path: Path) -> None:
+def test_enqueue_skips_duplicates(tmp_path: Path) -> None:
     record = Record.create(tmp_path, "s", GOAL, Event())
     assert enqueue(record, [{"x": 0.25}, {"x": 0.25}]) == 1
 
@@ -79,7 +90,8 @@ def branching(trial: optuna.Trial) -> dict[str, Any]:
     return {"constant": 7}
 
 
-def test_config_of_a_define_by_run_space_is_checked_in_all_its_branches(tmp_path: Path) -> None:
+def test_read_configs_define_by_run(tmp_path: Path) -> None:
+    """A config is accepted if any branch of the space asks for its parameters."""
     space = convert_space(branching)
     for config in ({"depth": 2}, {"lr": 0.5}, {"kind": "b", "depth": 3}):
         assert read_configs(write(tmp_path, config), space) == [config]
@@ -89,7 +101,9 @@ def test_config_of_a_define_by_run_space_is_checked_in_all_its_branches(tmp_path
         read_configs(write(tmp_path, {"depth": 9}), space)
 
 
-def test_define_by_run_space_learns_from_what_it_could_have_asked_for(tmp_path: Path) -> None:
+def test_other_sweep_define_by_run(tmp_path: Path) -> None:
+    """Trials agree if the space asks for exactly their parameters when it gets their values."""
+
     def other(trial: optuna.Trial) -> None:
         trial.suggest_categorical("kind", ["a"])
         trial.suggest_float("lr", 0, 1)
@@ -101,20 +115,22 @@ def test_define_by_run_space_learns_from_what_it_could_have_asked_for(tmp_path: 
         read_others("differs", GOAL, convert_space(branching), str(tmp_path))
 
 
-def test_given_configs_are_tried_once_however_often_they_are_given(tmp_path: Path) -> None:
+def test_enqueue_repeated_on_resume(tmp_path: Path) -> None:
+    """A config is tried once in the life of a sweep."""
     record = Record.create(tmp_path, "s", GOAL, Event())
     configs = read_configs(write(tmp_path, {"x": 0.25}), SEARCH_SPACE)
     assert enqueue(record, configs) == 1
     assert enqueue(record, configs) == 0
-    search, _ = make_search(record)
+    search = make_search(record)
     run(search, record, "a", 0.1)
     again = Record.open(tmp_path, Event())
     assert enqueue(again, configs) == 0
-    search, _ = make_search(again)
+    search = make_search(again)
     assert run(search, again, "b", 0.1)["x"] != 0.25
 
 
-def test_stock_search_queues_them_again_whenever_it_is_made(tmp_path: Path) -> None:
+def test_stock_search_enqueues_again(tmp_path: Path) -> None:
+    """Ray's own search enqueues `points_to_evaluate` each time it is created."""
     storage = optuna.storages.InMemoryStorage()
     space = {"x": optuna.distributions.FloatDistribution(0, 1)}
     for trial_id in ("a", "b"):  # the second stands for what a restored sweep makes
@@ -137,14 +153,12 @@ def test_stock_search_queues_them_again_whenever_it_is_made(tmp_path: Path) -> N
         ([{}], "must hold a list of configs"),
     ],
 )
-def test_config_that_is_not_in_the_space_is_refused(
-    content: Any, message: str, tmp_path: Path
-) -> None:
+def test_read_configs_outside_space_refused(content: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=message):
         read_configs(write(tmp_path, content), SEARCH_SPACE)
 
 
-def test_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_read_configs_unreadable_file_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         read_configs(str(tmp_path / "none.json"), SEARCH_SPACE)
     (tmp_path / "bad.json").write_text("{")
@@ -152,18 +166,17 @@ def test_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         read_configs(str(tmp_path / "bad.json"), SEARCH_SPACE)
 
 
-def fail(search: StudySearch, endings: Endings, trial_id: str) -> None:
+def fail(search: StudySearch, record: Record, trial_id: str) -> None:
     search.suggest(trial_id)
-    endings.failures[trial_id] = Failure("KeyError", Blame.TRIAL, "KeyError: lr", "Traceback")
+    record.decide(trial_id, FAILURE)
     search.on_trial_complete(trial_id, error=True)
 
 
-def test_failed_trial_is_run_again_as_a_new_one_and_its_result_reaches_the_study(
-    tmp_path: Path,
-) -> None:
+def test_retry_runs_as_new_trial(tmp_path: Path) -> None:
+    """The retry's result enters the study; the failed trial stays in the record."""
     record = Record.create(tmp_path, "s", GOAL, Event())
-    search, endings = make_search(record)
-    fail(search, endings, "a")
+    search = make_search(record)
+    fail(search, record, "a")
     run(search, record, "b", 0.5)
     assert retry_failed(record) == 1
     assert record.num_retries == 1
@@ -176,12 +189,13 @@ def test_failed_trial_is_run_again_as_a_new_one_and_its_result_reaches_the_study
     assert retry_failed(record) == 0
 
 
-def test_trial_that_fails_again_may_be_run_a_third_time(tmp_path: Path) -> None:
+def test_retry_failed_twice(tmp_path: Path) -> None:
+    """There is a third attempt, which names the first trial and both failures."""
     record = Record.create(tmp_path, "s", GOAL, Event())
-    search, endings = make_search(record)
-    fail(search, endings, "a")
+    search = make_search(record)
+    fail(search, record, "a")
     retry_failed(record)
-    fail(search, endings, "b")
+    fail(search, record, "b")
     assert retry_failed(record) == 1
     waiting = record.next_waiting()
     assert waiting is not None
@@ -189,7 +203,8 @@ def test_trial_that_fails_again_may_be_run_a_third_time(tmp_path: Path) -> None:
     assert waiting.system_attrs["retry_history"] == [0, 1]
 
 
-def test_stock_search_never_hears_of_a_trial_that_is_run_again() -> None:
+def test_stock_search_ignores_retries() -> None:
+    """Ray's own search does not take in the result of a retried trial."""
     stock = OptunaSearch(
         OptunaSearch.convert_search_space({"x": tune.uniform(0, 1)}), metric="score", mode="max"
     )
@@ -201,28 +216,25 @@ def test_stock_search_never_hears_of_a_trial_that_is_run_again() -> None:
         stock.on_trial_complete("b", {"score": 0.9})
 
 
-def make_other(folder: Path, space: Any = SPACE, goal: Goal = GOAL) -> str:
-    """Another sweep: complete, stopped, diverged and failed trials, and one that runs."""
+def make_other(folder: Path, space: Space = SPACE, goal: Goal = GOAL) -> str:
+    """Another sweep: complete, stopped, diverged and failed trials, and one that is running."""
     folder.mkdir()
-    Manifest.of(Settings(), goal, convert_space(space), [], []).write(folder)
+    Manifest.of(Settings(), goal, convert_space(space), None).write(folder)
     record = Record.create(folder, "other", goal, Event())
-    endings = Endings()
-    search = StudySearch(convert_space(space), goal, record, TPESampler(), 1, endings)
-    for number, reason in enumerate((None, Reason.ASHA, Reason.NAN)):
+    view = View(goal, TPESampler(), Rungs(goal))
+    search = StudySearch(convert_space(space), goal, record, view, 1)
+    for number, stop in enumerate((None, Kind.ASHA, Kind.NAN)):
         trial_id = str(number)
         search.suggest(trial_id)
-        record.report(trial_id, 0.5, {"epoch": 1, "score": 0.5}, reason)
-        if reason is not None:
-            endings.reasons[trial_id] = reason
+        record.report(trial_id, 0.5, {"epoch": 1, "score": 0.5}, stop)
         search.on_trial_complete(trial_id)
-    fail(search, endings, "3")
+    fail(search, record, "3")
     search.suggest("4")
     return str(folder)
 
 
-def test_sampler_is_shown_the_finished_trials_of_another_sweep_and_the_study_is_not(
-    tmp_path: Path,
-) -> None:
+def test_other_sweep_shown_to_sampler(tmp_path: Path) -> None:
+    """The sampler sees the other sweep's finished trials; they are not in this record."""
     other = make_other(tmp_path / "other")
     packed = read_others(other, GOAL, SEARCH_SPACE, str(tmp_path))
     folder = tmp_path / "s"
@@ -230,8 +242,9 @@ def test_sampler_is_shown_the_finished_trials_of_another_sweep_and_the_study_is_
     record = Record.create(folder, "s", GOAL, Event())
     packed = json.loads(json.dumps(packed))  # as the manifest keeps them
     for opened in (record, Record.open(folder, Event())):
-        search, _ = make_search(opened, packed)
-        shown = search._ot_study.get_trials()
+        view = make_view(opened, packed)
+        search = make_search(opened, view)
+        shown = view.study.get_trials()
         assert [t.state.name for t in shown] == ["COMPLETE", "PRUNED", "PRUNED", "PRUNED"]
         assert [t.intermediate_values for t in shown] == [{1: 0.5}, {1: 0.5}, {}, {}]
         assert not opened.trials()
@@ -240,7 +253,8 @@ def test_sampler_is_shown_the_finished_trials_of_another_sweep_and_the_study_is_
     assert opened.study.best_value == 0.1
 
 
-def test_trials_that_the_other_sweep_has_left_paused_are_learnt_from(tmp_path: Path) -> None:
+def test_other_sweep_unfinished_trials(tmp_path: Path) -> None:
+    """Trials that the other sweep left running or paused are read as pruned."""
     other = make_other(tmp_path / "other")
     record = Record.open(tmp_path / "other", Event())
     (running,) = record.running()
@@ -250,45 +264,45 @@ def test_trials_that_the_other_sweep_has_left_paused_are_learnt_from(tmp_path: P
     assert (left.state.name, left.intermediate_values) == ("PRUNED", {1: 0.7})
 
 
-def test_other_sweep_may_be_given_by_its_name(tmp_path: Path) -> None:
+def test_other_sweep_by_name(tmp_path: Path) -> None:
     make_other(tmp_path / "other")
     assert len(read_others("other", GOAL, SEARCH_SPACE, str(tmp_path))) == 4
 
 
-def test_other_sweep_may_be_at_a_url(tmp_path: Path) -> None:
+def test_other_sweep_at_url(tmp_path: Path) -> None:
     make_other(tmp_path / "other")
     assert len(read_others(f"file://{tmp_path}/other", GOAL, SEARCH_SPACE, str(tmp_path))) == 4
 
 
-def test_trials_are_taken_where_the_spaces_agree(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_sweep_overlapping_spaces(tmp_path: Path) -> None:
+    """Trials are read if they could have been drawn from this sweep's space."""
     make_other(tmp_path / "other")
     values = [
         trial["params"]["x"] for trial in read_others("other", GOAL, SEARCH_SPACE, str(tmp_path))
     ]
     upper = sorted(values)[2]
     narrow = convert_space({**SPACE, "x": tune.uniform(0, upper)})
-    assert len(read_others("other", GOAL, narrow, str(tmp_path))) == 3
-    assert "Learning from 3 of the 4 trials" in capsys.readouterr().out
+    notices: list[str] = []
+    assert len(read_others("other", GOAL, narrow, str(tmp_path), notices.append)) == 3
+    assert notices == ["Learning from 3 of the 4 trials of other"]
 
 
 @pytest.mark.parametrize(
     ("goal", "space", "message"),
     [
-        (Goal("score", "min"), SPACE, r"optimises score \(max\), not score \(min\)"),
-        (Goal("loss", "max"), SPACE, r"optimises score \(max\), not loss \(max\)"),
+        (Goal("score", "min"), SPACE, r"optimizes score \(max\), not score \(min\)"),
+        (Goal("loss", "max"), SPACE, r"optimizes score \(max\), not loss \(max\)"),
         (GOAL, {"z": tune.uniform(0, 1)}, "none of the 4 trials"),
     ],
 )
-def test_other_sweep_that_cannot_be_learnt_from_is_refused(
-    goal: Goal, space: Any, message: str, tmp_path: Path
+def test_other_sweep_incompatible_refused(
+    goal: Goal, space: Space, message: str, tmp_path: Path
 ) -> None:
     make_other(tmp_path / "other")
     with pytest.raises(SettingsError, match=message):
         read_others("other", goal, convert_space(space), str(tmp_path))
 
 
-def test_other_sweep_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_other_sweep_missing_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="warm_start: no sweep can be read at"):
         read_others("none", GOAL, SEARCH_SPACE, str(tmp_path))
