@@ -1,0 +1,135 @@
+"""When a sweep ends early: `SweepStopper`."""
+
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
+from ray import cloudpickle
+from ray.exceptions import RayTaskError
+
+from tune_jobs.engine.core.errors import CheckpointError
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.rungs import Halving
+from tune_jobs.engine.execution.stopper import MAX_FAILURES_WITHOUT_SUCCESS, SweepStopper
+from tune_jobs.engine.search.asha import PromotionASHA
+from tune_jobs.engine.search.epochs import EpochScheduler
+from tune_jobs.engine.store.record import Record
+
+GOAL = Goal("score", "max")
+
+
+def make_record(folder: Path, *outcomes: Outcome | None) -> Record:
+    """A record of one trial for each outcome; None: the trial has not ended.
+
+    The ids are "0", "1" and so on.
+    """
+    record = Record.create(folder, "s", GOAL, Event())
+    for number, outcome in enumerate(outcomes):
+        asked = create_trial(
+            state=TrialState.RUNNING,
+            params={"x": 0.5},
+            distributions={"x": FloatDistribution(0, 1)},
+        )
+        record.start(str(number), asked, {"x": 0.5})
+        if outcome is not None:
+            record.end(str(number), outcome, 0.5)
+    return record
+
+
+def make_stopper(
+    folder: Path,
+    *outcomes: Outcome | None,
+    lost: Event | None = None,
+    budget: float | None = None,
+) -> SweepStopper:
+    """A stopper of a sweep with one failing trial, "0", after trials with these outcomes."""
+    record = make_record(folder, None, *outcomes)
+    return SweepStopper(EpochScheduler(GOAL, record), record, lost or Event(), budget)
+
+
+def fail(stopper: SweepStopper, folder: Path, error: Exception) -> None:
+    """Report to the stopper, and to its scheduler first as Tune does, that trial "0" failed."""
+
+    class Trial:
+        trial_id = "0"
+        status = "RUNNING"
+        pickled_error_file = str(folder / "error.pkl")
+
+    (folder / "error.pkl").write_bytes(cloudpickle.dumps(RayTaskError("train", "here", error)))
+    trial: Any = Trial()
+    stopper._scheduler.on_trial_error(None, trial)
+    stopper.watcher.on_trial_error(0, [], trial)
+
+
+def kind_of(stopper: SweepStopper) -> str | None:
+    return None if stopper.outcome is None else stopper.outcome.kind
+
+
+def test_stopper_lets_a_sweep_run(tmp_path: Path) -> None:
+    assert make_stopper(tmp_path).outcome is None
+
+
+def test_stopper_only_failures(tmp_path: Path) -> None:
+    stopper = make_stopper(tmp_path)
+    for _ in range(MAX_FAILURES_WITHOUT_SUCCESS):
+        assert stopper.outcome is None
+        fail(stopper, tmp_path, ArithmeticError())
+    assert kind_of(stopper) == Kind.FAILURES
+
+
+def test_stopper_failures_after_success(tmp_path: Path) -> None:
+    """The success was recorded by an earlier driver."""
+    stopper = make_stopper(tmp_path, Outcome.of(Kind.LAST_EPOCH))
+    for _ in range(MAX_FAILURES_WITHOUT_SUCCESS):
+        fail(stopper, tmp_path, ArithmeticError())
+    assert stopper.outcome is None
+
+
+def test_stopper_failures_beside_paused(tmp_path: Path) -> None:
+    record = make_record(tmp_path, None, None)
+    asha = PromotionASHA(GOAL, record, Halving(max_epochs=9))
+    stopper = SweepStopper(asha, record, Event(), None)
+    record.report("1", 0.5, {"score": 0.5, "epoch": 1}, None)
+    asha.restore(record.started())
+    paused: Any = SimpleNamespace(trial_id="1", status="PAUSED")
+    asha.on_trial_add(None, paused)
+    for _ in range(MAX_FAILURES_WITHOUT_SUCCESS):
+        fail(stopper, tmp_path, ArithmeticError())
+    assert stopper.outcome is None
+
+
+def test_stopper_storage_failure(tmp_path: Path) -> None:
+    """The first failure is enough, though a trial has succeeded before."""
+    stopper = make_stopper(tmp_path, Outcome.of(Kind.LAST_EPOCH))
+    assert stopper.outcome is None
+    fail(stopper, tmp_path, CheckpointError("a checkpoint cannot be stored: no space"))
+    assert stopper.outcome is not None
+    assert stopper.outcome.kind == Kind.STORAGE
+    assert stopper.outcome.message == "a checkpoint cannot be stored: no space."
+
+
+def test_stopper_lock_lost(tmp_path: Path) -> None:
+    lost = Event()
+    stopper = make_stopper(tmp_path, lost=lost)
+    lost.set()
+    assert stopper.outcome is not None
+    assert stopper.outcome.kind == Kind.LOCK_LOST
+    assert stopper.outcome.message
+
+
+def test_stopper_sweep_interrupted(tmp_path: Path) -> None:
+    stopper = make_stopper(tmp_path)
+    stopper.interrupt()
+    assert stopper.outcome is not None
+    assert stopper.outcome.kind == Kind.INTERRUPTED
+    assert not stopper.outcome.message
+
+
+@pytest.mark.parametrize(("budget", "kind"), [(1e-9, Kind.TIME_BUDGET), (1e9, None)])
+def test_stopper_time_budget(budget: float, kind: Kind | None, tmp_path: Path) -> None:
+    assert kind_of(make_stopper(tmp_path, budget=budget)) == kind
