@@ -1,15 +1,25 @@
-"""What a sweep prints."""
+"""What a sweep prints: a line for each trial, and a summary."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
+from ray import tune
 
 from tune_jobs.engine.cluster.slots import Resources
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.report.summary import TrialPrinter, format_summary, format_trial
+from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Cause, Kind, Outcome
+from tune_jobs.engine.core.settings import Settings
+from tune_jobs.engine.core.space import convert_space
+from tune_jobs.engine.execution.driver import Driver, Parts
+from tune_jobs.engine.execution.progress import LineProgress, format_trial
+from tune_jobs.engine.report.summary import format_summary
+from tune_jobs.engine.store.opening import Request, open_sweep
 
 GOAL = Goal("val_acc", "max")
 
@@ -18,7 +28,7 @@ def make_row(number: int, state: str, reason: str, epochs: int) -> dict[str, Any
     return {"trial": number, "state": state, "reason": reason, "epochs": epochs}
 
 
-def make_sweep(**changes: Any) -> Any:
+def make_result(**changes: Any) -> Any:
     fields = {
         "goal": GOAL,
         "max_epochs": 10,
@@ -45,8 +55,8 @@ def make_sweep(**changes: Any) -> Any:
     return SimpleNamespace(**{**fields, **changes})
 
 
-def test_summary_says_all_that_a_finished_sweep_has_to() -> None:
-    assert format_summary(make_sweep()).splitlines() == [
+def test_summary_whole_text() -> None:
+    assert format_summary(make_result()).splitlines() == [
         "",
         "Best config: lr=0.001234, layers=3",
         "val_acc: 0.98123 at epoch 7 (validation), trial 4",
@@ -55,38 +65,39 @@ def test_summary_says_all_that_a_finished_sweep_has_to() -> None:
         "  trial 3: ArithmeticError, see results/s/trial_0003/error.txt",
         "  trial 4: oom, see log",
         "    try more",
-        "Epochs: 17 of the 60 that every trial run to its last would cost",
+        "Epochs: 17 of 60",
         "Seconds: 61.2",
         "Results: results/s",
     ]
 
 
-def test_trial_that_reported_nothing_is_counted_once_as_failed() -> None:
-    sweep = make_sweep(rows=[make_row(0, "FAIL", "reported nothing", 0)])
-    assert "0 finished, 0 stopped by ASHA, 1 failed\n" in format_summary(sweep)
+def test_summary_counts_silent_trial_once() -> None:
+    result = make_result(rows=[make_row(0, "FAIL", "reported nothing", 0)])
+    assert "0 finished, 0 stopped by ASHA, 1 failed\n" in format_summary(result)
 
 
-def test_winner_that_was_stopped_early_is_marked() -> None:
-    assert "none is complete" in format_summary(make_sweep(best_state="PRUNED"))
+def test_summary_winner_stopped_early() -> None:
+    text = format_summary(make_result(best_state="PRUNED"))
+    assert "This trial was not trained to its end; no trial was." in text
 
 
-def test_plain_function_has_no_epochs_and_no_test() -> None:
-    text = format_summary(make_sweep(max_epochs=None, test=None))
+def test_summary_plain_function() -> None:
+    text = format_summary(make_result(max_epochs=None, test=None))
     assert "poch" not in text
     assert "Test" not in text
 
 
-def test_trials_with_a_share_of_a_gpu_that_ran_on_cpus_are_told() -> None:
+def test_summary_gpu_share_on_cpu() -> None:
     grid = [SimpleNamespace(metrics={"device": "cpu"}), SimpleNamespace(metrics=None)]
     on_gpu = Resources(cpus=1, gpus=0.25, slots=4)
-    assert "they ran on CPUs" in format_summary(make_sweep(resources=on_gpu, result_grid=grid))
-    assert "they ran on CPUs" not in format_summary(make_sweep(result_grid=grid))
+    assert "they ran on CPUs" in format_summary(make_result(resources=on_gpu, result_grid=grid))
+    assert "they ran on CPUs" not in format_summary(make_result(result_grid=grid))
 
 
 DISTRIBUTIONS = {"lr": optuna.distributions.FloatDistribution(0, 1)}
 
 
-def test_line_of_a_trial_is_as_optuna_users_know_it() -> None:
+def test_line_complete_trial() -> None:
     trial = create_trial(
         value=0.9,
         params={"lr": 0.25},
@@ -99,40 +110,68 @@ def test_line_of_a_trial_is_as_optuna_users_know_it() -> None:
     )
 
 
-def test_line_of_a_stopped_trial_gives_the_reason_and_no_best_where_none_is_complete() -> None:
+def test_line_stopped_trial_without_best() -> None:
     stopped = create_trial(
-        state=TrialState.PRUNED, intermediate_values={1: 0.5}, user_attrs={"reason": "asha"}
+        state=TrialState.PRUNED,
+        intermediate_values={1: 0.5},
+        system_attrs={OUTCOME_ATTR: Outcome.of(Kind.ASHA).to_entry()},
     )
     assert format_trial(GOAL, stopped, None) == (
         "Trial -1 PRUNED (asha) with value 0.5 and parameters ."
     )
-    failed = create_trial(
-        state=TrialState.PRUNED,
-        user_attrs={"reason": "KeyError"},
-        system_attrs={"tune_jobs:end": {"reason": "KeyError", "message": "", "text": ""}},
-    )
+
+
+def test_line_failed_trial() -> None:
+    outcome = Outcome("KeyError", Cause.TRIAL)
+    failed = create_trial(state=TrialState.PRUNED, system_attrs={OUTCOME_ATTR: outcome.to_entry()})
     assert format_trial(GOAL, failed, None).startswith("Trial -1 FAIL (KeyError) and")
 
 
-def test_best_so_far_counts_trials_that_had_finished_before(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    printer = TrialPrinter(GOAL, [create_trial(value=0.9), create_trial(value=0.8)])
-    printer(create_trial(value=0.7))
-    printer(create_trial(value=0.95))
+@contextmanager
+def running_driver(folder: Path, scores: list[float], num_finished: int) -> Iterator[Driver]:
+    """A driver that prints its trials' lines; Ray is not started.
+
+    The trials have the ids "0", "1" and so on.
+
+    Args:
+        folder: Gets the sweep's folder.
+        scores: What the trials have reported, one epoch each.
+        num_finished: So many of them, the first ones, were finished by an earlier driver.
+    """
+    space = convert_space({"x": tune.uniform(0, 1)})
+    request = Request(Settings(storage_path=str(folder)), GOAL, space)
+    with open_sweep(request, "s") as sweep:
+        record = sweep.begin({})
+        for number, score in enumerate(scores):
+            asked = create_trial(
+                state=TrialState.RUNNING,
+                params={"x": 0.5},
+                distributions={"x": optuna.distributions.FloatDistribution(0, 1)},
+            )
+            record.start(str(number), asked, {"x": 0.5})
+            record.report(str(number), score, {"val_acc": score, "epoch": 1}, None)
+            if number < num_finished:
+                record.end(str(number), Outcome.of(Kind.LAST_EPOCH), score)
+        yield Driver(sweep, record, Parts(progress=LineProgress()))
+
+
+def end(driver: Driver, *trial_ids: str) -> None:
+    for trial_id in trial_ids:
+        driver._search.end(trial_id, Outcome.of(Kind.LAST_EPOCH))
+
+
+def test_best_includes_earlier_drivers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running_driver(tmp_path, [0.9, 0.8, 0.7, 0.95], num_finished=2) as driver:
+        end(driver, "2", "3")
     first, second = capsys.readouterr().out.splitlines()
-    assert first.endswith("with value 0.9.")
-    assert second.endswith("with value 0.95.")
+    assert first.endswith("Best is trial 0 with value 0.9.")
+    assert second.endswith("Best is trial 3 with value 0.95.")
 
 
-def test_of_equals_the_first_by_number_is_the_best_whichever_ended_first(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    printer = TrialPrinter(GOAL, [])
-    for number in (3, 1, 2):
-        trial = create_trial(value=0.9)
-        trial.number = number
-        printer(trial)
+def test_best_of_equals_by_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first by number is the best, in whichever order they end."""
+    with running_driver(tmp_path, [0.9, 0.9, 0.9, 0.9], num_finished=0) as driver:
+        end(driver, "3", "1", "2")
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition("Best is ")[2][:7] for line in lines] == [
         "trial 3",
