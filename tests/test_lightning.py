@@ -1,6 +1,8 @@
-"""What a trial is made of, with no Ray running."""
+"""The job that trains a LightningModule, without Ray."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,52 +16,60 @@ from ray import tune
 
 from models.mlp import MLP
 from tune_jobs.engine.cluster.slots import Resources
-from tune_jobs.engine.core.outcome import CheckpointError
-from tune_jobs.engine.core.settings import LightningSettings, SettingsError
+from tune_jobs.engine.core.errors import CheckpointError, SettingsError
+from tune_jobs.engine.core.rungs import Halving
 from tune_jobs.engine.trainable.evaluation import evaluate
 from tune_jobs.engine.trainable.lightning import (
     ENGINE_KWARGS,
-    Recipe,
+    LightningJob,
     _name_versions,
     lightning_package,
-    lightning_trial,
     make_trainer,
-    prepare_device,
 )
+from tune_jobs.engine.trainable.process import prepare_device
 
 ON_CPU = Resources(cpus=1, gpus=0, slots=1)
 ON_GPU_SHARE = Resources(cpus=1, gpus=0.25, slots=4)
 
 
-def make_recipe(**trainer_kwargs: Any) -> Recipe:
-    return Recipe(lambda config, data: None, lambda config, data: None, trainer_kwargs)
+def make_job(
+    make_model: Callable[[], Any] = pytorch_lightning.LightningModule,
+    make_data: Callable[[], Any] = pytorch_lightning.LightningDataModule,
+    **trainer_kwargs: Any,
+) -> LightningJob:
+    return LightningJob(
+        lambda config, data: make_model(),
+        lambda config, data: make_data(),
+        Halving(max_epochs=10),
+        trainer_kwargs=trainer_kwargs,
+    )
 
 
-def test_package_of_a_module_is_the_one_it_is_built_on() -> None:
+def test_package_of_each_module() -> None:
     assert lightning_package(pytorch_lightning.LightningModule()) is pytorch_lightning
     assert lightning_package(lightning.pytorch.LightningModule()) is lightning.pytorch
 
 
-def test_what_is_no_lightning_module_is_refused_by_its_type() -> None:
+def test_package_of_torch_module() -> None:
     with pytest.raises(TypeError, match="must return a LightningModule, got Linear"):
         lightning_package(torch.nn.Linear(1, 1))
 
 
-def test_stock_trainer_refuses_modules_and_callbacks_of_the_other_package() -> None:
+def test_stock_trainer_refuses_other_package() -> None:
     trainer = pytorch_lightning.Trainer(logger=False, enable_checkpointing=False)
     with pytest.raises(TypeError, match="Please switch to a single import style"):
         trainer.fit(lightning.pytorch.LightningModule())
 
 
 @pytest.mark.parametrize("package", [pytorch_lightning, lightning.pytorch])
-def test_trainer_is_of_the_modules_package_on_the_cpu_and_quiet(package: Any) -> None:
+def test_trainer_of_modules_package(package: Any) -> None:
     trainer = make_trainer(package.LightningModule(), ON_CPU, max_epochs=3)
     assert type(trainer) is package.Trainer
     assert type(trainer.accelerator).__name__ == "CPUAccelerator"
     assert (trainer.max_epochs, trainer.loggers, trainer.num_devices) == (3, [], 1)
 
 
-def test_trial_without_a_gpu_trains_on_the_cpu_whatever_the_machine_has(
+def test_trainer_without_gpu_uses_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -68,7 +78,7 @@ def test_trial_without_a_gpu_trains_on_the_cpu_whatever_the_machine_has(
     assert type(trainer.accelerator).__name__ == "CPUAccelerator"
 
 
-def test_memory_of_a_share_is_capped_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_memory_capped_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     caps: list[float] = []
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -78,7 +88,7 @@ def test_memory_of_a_share_is_capped_to_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert caps == [0.25]
 
 
-def test_process_computes_with_as_many_threads_as_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_threads_match_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     for cpus in (0.5, 1, 3):
@@ -87,23 +97,23 @@ def test_process_computes_with_as_many_threads_as_its_cpus(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", ENGINE_KWARGS)
-def test_option_that_the_engine_sets_is_refused_by_name(name: str) -> None:
+def test_job_refuses_engine_options(name: str) -> None:
     with pytest.raises(SettingsError) as info:
-        make_recipe(**{name: 1})
+        make_job(**{name: 1})
     assert f"must not hold {name!r}, which the engine sets; use " in str(info.value)
 
 
-def test_option_that_the_trainer_lacks_is_refused_with_the_nearest() -> None:
+def test_job_refuses_unknown_option() -> None:
     with pytest.raises(SettingsError, match=r"'precison', no option .* did you mean 'precision'"):
-        make_recipe(precison=16)
+        make_job(precison=16)
 
 
-def test_options_callbacks_and_loggers_of_lightning_are_taken() -> None:
-    recipe = make_recipe(precision="bf16-mixed", callbacks=[], logger=True, gradient_clip_val=1.0)
-    assert recipe.trainer_kwargs["gradient_clip_val"] == 1.0
+def test_job_takes_trainer_options() -> None:
+    job = make_job(precision="bf16-mixed", callbacks=[], logger=True, gradient_clip_val=1.0)
+    assert job.trainer_kwargs["gradient_clip_val"] == 1.0
 
 
-def test_trials_side_by_side_get_folders_of_their_own_below_a_file_logger(tmp_path: Path) -> None:
+def test_loggers_get_separate_folders(tmp_path: Path) -> None:
     from pytorch_lightning.loggers import CSVLogger
 
     stock = [CSVLogger(str(tmp_path)) for _ in range(2)]
@@ -118,7 +128,7 @@ def test_trials_side_by_side_get_folders_of_their_own_below_a_file_logger(tmp_pa
 
 
 class StopAtOnce(pytorch_lightning.Callback):
-    """Leaves as Ray's report does when a trial is stopped."""
+    """Exits as Ray's report does when a trial is stopped."""
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         sys.exit(0)
@@ -139,7 +149,7 @@ class StatusLogger(pytorch_lightning.loggers.Logger):
         self.status.append(status)
 
 
-def test_stock_stop_ends_lightning_as_a_failure() -> None:
+def test_stock_stop_looks_like_failure() -> None:
     from models.data import DigitsData
 
     ended: list[str] = []
@@ -173,17 +183,15 @@ def save_digits_model(path: Path) -> None:
     trainer.save_checkpoint(path)
 
 
-def test_winner_is_tested_with_its_own_weights_and_in_silence(
+def test_evaluate_restores_weights_quietly(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from models.data import DigitsData
 
     save_digits_model(tmp_path / "best.ckpt")
-    recipe = Recipe(
-        lambda config, data: MLP(in_size=64, hidden_size=32), lambda config, data: DigitsData()
-    )
+    job = make_job(lambda: MLP(in_size=64, hidden_size=32), DigitsData)
     capsys.readouterr()
-    scores = evaluate((tmp_path / "best.ckpt").read_bytes(), recipe, {}, None, ON_CPU)
+    scores = evaluate((tmp_path / "best.ckpt").read_bytes(), job, {}, None, ON_CPU)
     assert scores is not None
     assert scores.keys() == {"test_loss", "test_acc"}
     assert scores["test_acc"] > 0.3  # untrained ones guess a tenth
@@ -191,14 +199,12 @@ def test_winner_is_tested_with_its_own_weights_and_in_silence(
     assert captured.out + captured.err == ""
 
 
-def test_module_without_a_test_has_no_test_score() -> None:
-    module, data = pytorch_lightning.LightningModule(), pytorch_lightning.LightningDataModule()
-    recipe = Recipe(lambda config, given: module, lambda config, given: data)
-    assert evaluate(b"", recipe, {}, None, ON_CPU) is None
+def test_evaluate_module_without_test() -> None:
+    assert evaluate(b"", make_job(), {}, None, ON_CPU) is None
 
 
 class Storage:
-    """Of a trial, as Ray hands it out, on a node that may not see it."""
+    """A trial's storage, as Ray gives it, on a node that cannot read the sweep's folder."""
 
     experiment_fs_path = "/mnt/sweeps/s"
 
@@ -218,11 +224,12 @@ class Storage:
         (Storage(OSError("AWS Error ACCESS_DENIED")), "/mnt/sweeps/s cannot be read: AWS Error"),
     ],
 )
-def test_node_without_the_storage_ends_the_sweep_before_it_trains(
+def test_trial_node_without_storage(
     monkeypatch: pytest.MonkeyPatch, storage: Storage, message: str
 ) -> None:
     context = SimpleNamespace(get_storage=lambda: storage)
     monkeypatch.setattr(tune, "get_context", lambda: context)
-    trial = lightning_trial(make_recipe(), "m", LightningSettings(), ON_CPU)
-    with pytest.raises(CheckpointError, match=message):  # which blames the storage
-        trial({}, None)
+    monkeypatch.setattr(tune, "with_parameters", partial)  # Ray's own puts the data into Ray
+    trial = make_job(pytest.fail).make_trainable("m", ON_CPU, None)
+    with pytest.raises(CheckpointError, match=message):  # its cause is the storage: the sweep ends
+        trial({})
