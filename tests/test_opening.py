@@ -1,35 +1,50 @@
-"""A sweep opened: new, as it was left, or refused with nothing changed."""
+"""A sweep opened: new, resumed, or refused with nothing changed."""
 
 import dataclasses
 import json
 import os
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 from ray import tune
 
+from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.settings import LightningSettings, SettingsError
-from tune_jobs.engine.search.study_search import convert_space
+from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.settings import LightningSettings, fixed
+from tune_jobs.engine.core.space import convert_space
 from tune_jobs.engine.store.manifest import Manifest, recorded_settings
-from tune_jobs.engine.store.opening import open_sweep
+from tune_jobs.engine.store.opening import Request, open_sweep
 from tune_jobs.engine.store.record import Record
 
 SPACE = convert_space({"x": tune.uniform(0, 1)})
 GOAL = Goal("score", "max")
+DIGITS = {"data": "digits"}
 
 
-def settings_of(tmp_path: Path, **changes: Any) -> LightningSettings:
-    return LightningSettings(**{"storage_path": str(tmp_path), "name": "s", **changes})
+@dataclass(frozen=True)
+class DataSettings(LightningSettings):
+    """A job's own settings, which leave its data open."""
+
+    data: Literal["auto", "mnist", "digits"] = fixed("auto")
 
 
-def begin(tmp_path: Path, data: str | None = "digits", **changes: Any) -> Record:
-    with open_sweep(settings_of(tmp_path, **changes), "s", GOAL, SPACE) as sweep:
-        return sweep.begin(data)
+def settings_of(tmp_path: Path, **changes: Any) -> DataSettings:
+    return DataSettings(**{"storage_path": str(tmp_path), "name": "s", **changes})
+
+
+def ask_for(tmp_path: Path, **changes: Any) -> Request:
+    return Request(settings_of(tmp_path, **changes), GOAL, SPACE)
+
+
+def begin(tmp_path: Path, facts: dict[str, Any] = DIGITS, **changes: Any) -> Record:
+    with open_sweep(ask_for(tmp_path, **changes), "s") as sweep:
+        return sweep.begin(facts)
 
 
 def add_running_trial(record: Record, trial_id: str = "t") -> None:
@@ -38,7 +53,7 @@ def add_running_trial(record: Record, trial_id: str = "t") -> None:
         params={"x": 0.5},
         distributions={"x": FloatDistribution(0, 1)},
     )
-    record.start(trial_id, asked)
+    record.start(trial_id, asked, {"x": 0.5})
     result = {"epoch": 1, "score": 0.5, "checkpoint_dir_name": "checkpoint_000000"}
     record.report(trial_id, 0.5, result, None)
 
@@ -48,68 +63,67 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in files}
 
 
-def test_new_sweep_writes_what_it_was_started_with_and_its_record(tmp_path: Path) -> None:
+def test_new_sweep_writes_its_files(tmp_path: Path) -> None:
     begin(tmp_path)
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["study.log", "sweep.json"]
-    assert Manifest.read(tmp_path / "s").data == "digits"
+    assert Manifest.read(tmp_path / "s").facts == DIGITS
 
 
-def test_sweep_that_is_refused_before_it_begins_leaves_nothing(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, warm_start="none")
-    with pytest.raises(SettingsError), open_sweep(settings, "s", GOAL, SPACE):
+def test_new_sweep_refused_leaves_nothing(tmp_path: Path) -> None:
+    request = ask_for(tmp_path, warm_start="none")
+    with pytest.raises(SettingsError), open_sweep(request, "s"):
         pass
     assert not (tmp_path / "s").exists()
 
 
-def test_data_set_is_the_recorded_one_where_the_settings_leave_it_open(tmp_path: Path) -> None:
-    begin(tmp_path, data="digits")
-    with open_sweep(settings_of(tmp_path, resume=True), "s", GOAL, SPACE) as sweep:
-        assert isinstance(sweep.settings, LightningSettings)
+def test_resume_settles_open_data(tmp_path: Path) -> None:
+    """Where the settings leave the data open, the recorded fact is filled in."""
+    begin(tmp_path, DIGITS)
+    with open_sweep(ask_for(tmp_path, resume=True), "s") as sweep:
+        assert isinstance(sweep.settings, DataSettings)
         assert sweep.settings.data == "digits"
-        with pytest.raises(SettingsError, match="its data is digits, not mnist"):
-            sweep.begin("mnist")
+        with pytest.raises(SettingsError, match="its data is data digits, not data mnist"):
+            sweep.begin({"data": "mnist"})
 
 
-def test_second_driver_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
+def test_second_driver_refused(tmp_path: Path) -> None:
+    """The message has the pid of the first driver."""
     begin(tmp_path)
-    resumed = settings_of(tmp_path, resume=True)
+    resumed = ask_for(tmp_path, resume=True)
     with (
-        open_sweep(resumed, "s", GOAL, SPACE),
+        open_sweep(resumed, "s"),
         pytest.raises(SettingsError, match=f"held by the driver with pid {os.getpid()} on "),
-        open_sweep(resumed, "s", GOAL, SPACE),
+        open_sweep(resumed, "s"),
     ):
         pass
 
 
 @pytest.mark.parametrize("left", [["sweep.json"], ["sweep.json", "study.log"]])
-def test_sweep_whose_driver_died_before_it_had_begun_is_begun_as_it_was_asked_for(
-    left: list[str], tmp_path: Path
-) -> None:
+def test_resume_driver_died_before_record(left: list[str], tmp_path: Path) -> None:
+    """The sweep starts as it was asked for: nothing but the request was recorded."""
     file = tmp_path / "configs.json"
     file.write_text(json.dumps([{"x": 0.1}]))
-    settings = settings_of(tmp_path, num_trials=7, enqueue=str(file))
-    with open_sweep(settings, "s", GOAL, SPACE):
-        pass  # killed: nothing has been recorded but what was asked
+    with open_sweep(ask_for(tmp_path, num_trials=7, enqueue=str(file)), "s"):
+        pass
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["sweep.json"]
     if "study.log" in left:
         (tmp_path / "s" / "study.log").write_text('{"op_code":0,"wor')
-    assert recorded_settings(tmp_path / "s", LightningSettings()).num_trials == 7
+    assert recorded_settings(tmp_path / "s", DataSettings()).num_trials == 7
     record = begin(tmp_path, resume=True, num_trials=7)
     assert record.num_trials == 1
-    assert Manifest.read(tmp_path / "s").data == "digits"
+    assert Manifest.read(tmp_path / "s").facts == DIGITS
 
 
-def test_extension_is_known_to_the_next_driver(tmp_path: Path) -> None:
+def test_resume_records_extension(tmp_path: Path) -> None:
     begin(tmp_path, num_trials=3)
     begin(tmp_path, resume=True, num_trials=9, time_budget_s=5.0)
-    settings = recorded_settings(tmp_path / "s", LightningSettings())
+    settings = recorded_settings(tmp_path / "s", DataSettings())
     assert (settings.num_trials, settings.time_budget_s) == (9, 5.0)
 
 
 @pytest.mark.parametrize("file", ["study.log", "trials.csv", "mine.txt", "trial_0000/result.json"])
-def test_folder_that_is_no_sweep_or_of_another_version_is_refused_and_left_alone(
-    file: str, tmp_path: Path
-) -> None:
+def test_resume_foreign_folder_refused(file: str, tmp_path: Path) -> None:
+    """A folder without sweep.json is no sweep, or one of an older version; it stays unchanged."""
     path = tmp_path / "s" / file
     path.parent.mkdir(parents=True)
     path.write_text("{}\n")
@@ -122,7 +136,7 @@ def test_folder_that_is_no_sweep_or_of_another_version_is_refused_and_left_alone
 @pytest.mark.parametrize(
     ("file", "message"), [("study.log", "line 1 is damaged"), ("sweep.json", "cannot be read")]
 )
-def test_damaged_sweep_is_refused_and_left_alone(file: str, message: str, tmp_path: Path) -> None:
+def test_resume_damaged_file_refused(file: str, message: str, tmp_path: Path) -> None:
     add_running_trial(begin(tmp_path))
     path = tmp_path / "s" / file
     path.write_bytes(b"\0\0\0" + path.read_bytes()[3:] + b"torn")
@@ -132,7 +146,7 @@ def test_damaged_sweep_is_refused_and_left_alone(file: str, message: str, tmp_pa
     assert contents(tmp_path / "s") == before
 
 
-def test_record_that_is_gone_is_refused_where_there_are_trials(tmp_path: Path) -> None:
+def test_resume_deleted_record_refused(tmp_path: Path) -> None:
     begin(tmp_path)
     (tmp_path / "s" / "trial_0000").mkdir()
     (tmp_path / "s" / "study.log").unlink()
@@ -140,9 +154,8 @@ def test_record_that_is_gone_is_refused_where_there_are_trials(tmp_path: Path) -
         begin(tmp_path, resume=True)
 
 
-def test_trial_whose_checkpoint_is_damaged_is_named_and_goes_on_once_it_is_deleted(
-    tmp_path: Path,
-) -> None:
+def test_resume_damaged_checkpoint_refused(tmp_path: Path) -> None:
+    """The trial is named, and the sweep can be resumed once the checkpoint is deleted."""
     record = begin(tmp_path)
     for number in range(3):
         add_running_trial(record, f"t{number}")
@@ -153,7 +166,7 @@ def test_trial_whose_checkpoint_is_damaged_is_named_and_goes_on_once_it_is_delet
     checkpoint = tmp_path / "s" / "trial_0001" / "checkpoint_000000"
     (checkpoint / "checkpoint.ckpt").write_bytes(b"PK cut off")
     before = contents(tmp_path / "s")
-    with pytest.raises(SettingsError, match=f"trial 1 cannot go on: .* delete {checkpoint}"):
+    with pytest.raises(SettingsError, match=f"trial 1 cannot be resumed: .* delete {checkpoint}"):
         begin(tmp_path, resume=True)
     assert contents(tmp_path / "s") == before
     (checkpoint / "checkpoint.ckpt").unlink()
@@ -161,7 +174,7 @@ def test_trial_whose_checkpoint_is_damaged_is_named_and_goes_on_once_it_is_delet
     assert begin(tmp_path, resume=True).num_trials == 3
 
 
-def test_configs_and_retries_are_put_into_the_queue(tmp_path: Path) -> None:
+def test_resume_enqueues_configs_once(tmp_path: Path) -> None:
     file = tmp_path / "configs.json"
     file.write_text(json.dumps([{"x": 0.1}, {"x": 0.2}]))
     record = begin(tmp_path, enqueue=str(file))
@@ -169,16 +182,17 @@ def test_configs_and_retries_are_put_into_the_queue(tmp_path: Path) -> None:
     assert begin(tmp_path, enqueue=str(file), resume=True, retry_failed=True).num_trials == 2
 
 
-def test_what_was_learnt_from_is_not_read_again(tmp_path: Path) -> None:
+def test_resume_keeps_warm_start_trials(tmp_path: Path) -> None:
+    """The other sweep is read once, when the sweep starts."""
     other = begin(tmp_path)
     add_running_trial(other)
-    other.end("t", TrialState.COMPLETE, "last epoch", 0.5)
+    other.end("t", Outcome.of(Kind.LAST_EPOCH), 0.5)
     settings = dataclasses.replace(settings_of(tmp_path), name="t", warm_start="s")
-    with open_sweep(settings, "t", GOAL, SPACE) as sweep:
+    with open_sweep(Request(settings, GOAL, SPACE), "t") as sweep:
         assert len(sweep.manifest.others) == 1
-        sweep.begin("digits")
+        sweep.begin(DIGITS)
     (tmp_path / "s" / "sweep.json").unlink()
     resumed = dataclasses.replace(settings, resume=True)
-    with open_sweep(resumed, "t", GOAL, SPACE) as sweep:
-        sweep.begin("digits")
+    with open_sweep(Request(resumed, GOAL, SPACE), "t") as sweep:
+        sweep.begin(DIGITS)
         assert len(sweep.manifest.others) == 1
