@@ -96,8 +96,9 @@ def run_sweep(
         sampler: Any Optuna sampler; None: TPE. What it draws for a trial depends on the settings'
             seed and the trial's number alone.
         scheduler: A Tune scheduler that only continues or stops trials (ASHAScheduler,
-            MedianStoppingRule, FIFOScheduler); it takes the place of ASHA and its settings. Its
-            time attribute is the epoch. None: ASHA, if the settings have epochs.
+            MedianStoppingRule, FIFOScheduler); it takes the place of ASHA and its settings. Results
+            give it the epoch as `epoch` and as `training_iteration`. None: ASHA, if the settings
+            have epochs.
         callbacks: Tune callbacks.
         progress: Listens to the sweep; the default prints a line for each trial, None is silent.
 

@@ -25,6 +25,7 @@ __all__ = ["Manifest", "recorded_settings"]
 
 FORMAT = 2
 DEFINE_BY_RUN = "(define-by-run)"
+OWN = "the engine's own"
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -129,7 +130,7 @@ class Manifest:
             elif before != after:
                 yield f"its space has {name} {before}, not {after}"
         if self.scheduler != now.scheduler:
-            yield f"its scheduler is {self.scheduler or 'ASHA'}, not {now.scheduler or 'ASHA'}"
+            yield f"its scheduler is {self.scheduler or OWN}, not {now.scheduler or OWN}"
         for known in dataclasses.fields(settings):
             name, asked = known.name, now.settings.get(known.name)
             # A setting that the job did not have yet.
