@@ -1,9 +1,25 @@
-"""The goal: which way is better, and which epoch is best."""
+"""The goal: which direction is better, which epoch is best, and which trial."""
 
 import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.core.errors import SettingsError
+from tune_jobs.engine.core.goal import Goal, epoch_of
+from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Cause, Kind, Outcome
+
+RAISED = Outcome("KeyError", Cause.TRIAL, "KeyError: 'lr'", "Traceback ...")
+
+
+def make_trial(number: int, outcome: Outcome | None, *curve: float) -> FrozenTrial:
+    """A recorded trial; without an outcome it still runs."""
+    trial = create_trial(
+        state=TrialState.RUNNING if outcome is None else outcome.state,
+        values=[curve[-1]] if outcome is not None and outcome.is_complete else None,
+        intermediate_values=dict(enumerate(curve, 1)),
+        system_attrs={} if outcome is None else {OUTCOME_ATTR: outcome.to_entry()},
+    )
+    trial.number = number
+    return trial
 
 
 @pytest.mark.parametrize(
@@ -16,23 +32,68 @@ from tune_jobs.engine.core.settings import SettingsError
         ("max", {}, None),
     ],
 )
-def test_best_epoch_is_the_latest_of_equals(
+def test_goal_best_epoch_latest_of_equals(
     mode: str, curve: dict[int, float], epoch: int | None
 ) -> None:
     assert Goal("score", mode).best_epoch(curve) == epoch
 
 
 @pytest.mark.parametrize(("mode", "direction"), [("max", "maximize"), ("min", "minimize")])
-def test_direction_is_optunas_word_for_the_mode(mode: str, direction: str) -> None:
+def test_goal_direction_is_optunas(mode: str, direction: str) -> None:
     assert Goal("score", mode).direction == direction
 
 
-def test_gain_is_larger_for_what_is_better() -> None:
+def test_goal_gain_larger_is_better() -> None:
     assert Goal("score", "max").gain(2.0) > Goal("score", "max").gain(1.0)
     assert Goal("score", "min").gain(1.0) > Goal("score", "min").gain(2.0)
 
 
 @pytest.mark.parametrize("mode", ["maximize", "", "MAX"])
-def test_unknown_mode_is_refused_with_its_value(mode: str) -> None:
+def test_goal_unknown_mode_refused(mode: str) -> None:
     with pytest.raises(SettingsError, match=f"mode must be 'max' or 'min', got {mode!r}"):
         Goal("score", mode)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_goal_ranks_trials(mode: str) -> None:
+    """Complete trials come first, failed ones last, whatever their scores."""
+    sign = 1 if mode == "max" else -1
+    complete, pruned = Outcome.of(Kind.LAST_EPOCH), Outcome.of(Kind.ASHA)
+    ranked = [
+        make_trial(9, complete, sign * 0.2, sign * 0.4, sign * 0.3),  # its best epoch counts
+        make_trial(1, complete, sign * 0.3),
+        make_trial(7, complete, sign * 0.3),  # of equals, the trial that started first
+        make_trial(6, pruned, sign * 0.8),
+        make_trial(0, None, sign * 0.7),
+        make_trial(8, Outcome.of(Kind.NAN), sign * 0.6),
+        make_trial(2, RAISED, sign * 0.9),
+    ]
+    goal = Goal("score", mode)
+    assert sorted(ranked, key=goal.rank, reverse=True) == ranked
+    for first in range(len(ranked) - 1):
+        assert goal.best(reversed(ranked[first:])) is ranked[first]
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        [],
+        [make_trial(0, RAISED, 0.9)],
+        [make_trial(0, None), make_trial(1, Outcome.of(Kind.NAN)), make_trial(2, RAISED, 0.9)],
+    ],
+)
+def test_goal_best_of_none(trials: list[FrozenTrial]) -> None:
+    """A failed trial is never the best, nor is one without a score."""
+    assert Goal("score", "max").best(trials) is None
+
+
+@pytest.mark.parametrize(
+    ("result", "epoch"),
+    [
+        ({"epoch": 6, "training_iteration": 2}, 6),
+        ({"training_iteration": 2}, 2),
+        ({}, 0),
+    ],
+)
+def test_epoch_of_result(result: dict[str, int], epoch: int) -> None:
+    assert epoch_of(result) == epoch

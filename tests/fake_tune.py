@@ -1,0 +1,103 @@
+"""Stand-ins for what a scheduler deals with: Tune's trials, and the record."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from ray.tune.experiment import Trial
+
+from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.rungs import Rungs
+from tune_jobs.engine.store.record import PROMOTED
+
+
+class FakeTrial:
+    """A Tune trial, as schedulers see it."""
+
+    pickled_error_file: str | None = None
+
+    def __init__(self, trial_id: str, status: str = Trial.RUNNING) -> None:
+        self.trial_id = trial_id
+        self.status = status
+        self.controller: Any = None
+
+
+class FakeLedger:
+    """Holds what a scheduler enters, as the record does.
+
+    Attributes:
+        reports: Trial, epoch, score and decision, in the order in which they were entered.
+        curves: Trial -> epoch -> score.
+        decisions: Trial -> outcome; entered with a report or on its own.
+        promotions: Trial and rung, in order.
+    """
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[str, int, float, Kind | None]] = []
+        self.curves: dict[str, dict[int, float]] = {}
+        self.decisions: dict[str, Outcome] = {}
+        self.promotions: list[tuple[str, int]] = []
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Trial -> the kind of the outcome that was decided for it."""
+        return {trial_id: outcome.kind for trial_id, outcome in self.decisions.items()}
+
+    def report(
+        self, trial_id: str, score: float, result: Mapping[str, Any], stop: Kind | None
+    ) -> None:
+        self.reports.append((trial_id, result["epoch"], score, stop))
+        if math.isfinite(score):
+            self.curves.setdefault(trial_id, {})[result["epoch"]] = score
+        if stop is not None:
+            self.decisions[trial_id] = Outcome.of(stop)
+
+    def promote(self, trial_id: str, rung: int) -> None:
+        self.promotions.append((trial_id, rung))
+
+    def decide(self, trial_id: str, outcome: Outcome) -> None:
+        self.decisions[trial_id] = outcome
+
+    def decided(self, trial_id: str) -> Outcome | None:
+        return self.decisions.get(trial_id)
+
+
+def add_trials(scheduler: Any, *names: str) -> list[FakeTrial]:
+    """Add running trials to a scheduler, ours or Tune's."""
+    trials = [FakeTrial(name) for name in names]
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    return trials
+
+
+def report(scheduler: Any, trial: FakeTrial, epoch: int, score: float) -> str:
+    """Report an epoch to a scheduler, ours or Tune's.
+
+    Returns:
+        Its decision.
+    """
+    return str(scheduler.on_trial_result(None, trial, {"epoch": epoch, "score": score}))
+
+
+def gains_at_rungs(rungs: Rungs) -> dict[int, dict[str, float]]:
+    """Rung -> trial -> its gain there."""
+    return {rung: rungs.gains(rung) for rung in rungs.epochs}
+
+
+def recorded(
+    trial_id: str, curve: Mapping[int, float], promoted_from: int | None = None
+) -> FrozenTrial:
+    """An unfinished trial of the record.
+
+    Args:
+        trial_id: Tune's id.
+        curve: Epoch -> score.
+        promoted_from: The last rung that it was promoted from; None: it was not promoted.
+    """
+    return create_trial(
+        state=TrialState.RUNNING,
+        intermediate_values=dict(curve),
+        user_attrs={"trial_id": trial_id},
+        system_attrs={} if promoted_from is None else {PROMOTED: promoted_from},
+    )
