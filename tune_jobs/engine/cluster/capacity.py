@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -194,6 +193,8 @@ def _autoscaler_on_head() -> Autoscaler:
     file = Path(BOOTSTRAP_FILE).expanduser()
     if not file.is_file():
         return Autoscaler()
+    import yaml  # here: few sweeps need it, and Ray brings it
+
     config = yaml.safe_load(file.read_text())
     if config["provider"]["type"] == "local":
         return Autoscaler(num_own=len(config["provider"].get("worker_ips", [])))

@@ -108,6 +108,7 @@ class TrialQueue(Transient, SearchGenerator):
         self._spec: dict[str, Any] = {}
         self._unfinished: set[str] = set()
         self._is_exhausted = False  # the search has nothing left
+        self._is_over = False  # Tune has ended the sweep
 
     def add_configurations(self, experiments: Any) -> None:
         super().add_configurations(experiments)
@@ -136,7 +137,11 @@ class TrialQueue(Transient, SearchGenerator):
         super().on_trial_complete(trial_id, result, error)
 
     def is_finished(self) -> bool:
-        return bool((self._none_left and self._scheduler.is_settled) or self._finished)
+        return self._is_over or (self._none_left and self._scheduler.is_settled)
+
+    def set_finished(self) -> None:
+        super().set_finished()
+        self._is_over = True
 
     def save_to_dir(self, dirpath: str, session_str: str) -> None:
         """Part of Tune's snapshots, which are copied to the storage: a record that is not there

@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from optuna.trial import FrozenTrial
 from ray.tune import Checkpoint, ResultGrid
@@ -59,13 +59,14 @@ def collect_results(
     if winner is None or best_epoch is None:
         raise SweepFailedError(explain_failure(folder.uri, rows, trials), folder.uri, ended)
     checkpoint, test = None, None
-    if workload.job.keeps_checkpoints:
+    job = workload.job
+    if job.keeps_checkpoints:
         checkpoint = _checkpoint_of(winner, best_epoch, folder)
         content = _read_checkpoint(checkpoint)
         write_checkpoint(folder, content)
         test = _known_test(folder.local, winner.number, best_epoch)
         if test is None and (ended is None or ended.kind != Kind.INTERRUPTED):
-            test = _try_test(content, configs[winner.number], workload, notify)
+            test = _try_test(content, job, configs[winner.number], workload, notify)
     result = SweepResult(
         path=folder.uri,
         goal=goal,
@@ -119,10 +120,13 @@ def _read_checkpoint(checkpoint: Checkpoint) -> bytes:
 
 
 def _try_test(
-    checkpoint: bytes, config: dict[str, Any], workload: Workload, notify: Callable[[str], None]
+    checkpoint: bytes,
+    job: LightningJob,
+    config: dict[str, Any],
+    workload: Workload,
+    notify: Callable[[str], None],
 ) -> dict[str, float] | None:
     """Test the winner; an error in the test must not cost what the sweep found."""
-    job = cast(LightningJob, workload.job)
     try:
         return evaluate(checkpoint, job, config, workload.loaded.data, workload.resources)
     except Exception:

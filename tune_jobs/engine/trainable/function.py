@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from ray import tune
 
@@ -22,7 +22,7 @@ class FunctionJob:
 
     objective: Callable[[dict[str, Any]], float]
 
-    keeps_checkpoints = False
+    keeps_checkpoints: ClassVar[Literal[False]] = False
 
     @property
     def source(self) -> Callable[..., Any]:

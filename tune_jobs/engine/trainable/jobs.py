@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from tune_jobs.engine.cluster.slots import Resources
 from tune_jobs.engine.core.errors import SettingsError
@@ -14,25 +14,10 @@ from tune_jobs.engine.trainable.lightning import LightningJob
 __all__ = ["Job", "Workload", "make_job"]
 
 
-class Job(Protocol):
-    """What a sweep trains."""
-
-    @property
-    def source(self) -> Callable[..., Any]:
-        """The function by which the job's own code is found."""
-
-    @property
-    def keeps_checkpoints(self) -> bool:
-        """Whether trials report Lightning checkpoints, and the winner's can be tested."""
-
-    def make_trainable(self, metric: str, resources: Resources, data: Any) -> Any:
-        """What Tune runs for each trial.
-
-        Args:
-            metric: What trials report.
-            resources: What each trial holds.
-            data: What each trial is given.
-        """
+# Both have: `source`, the function by which the job's own code is found; `make_trainable(metric,
+# resources, data)`, what Tune runs for each trial; and `keeps_checkpoints`, whether the trials
+# report Lightning checkpoints, so that the winner can be tested.
+Job: TypeAlias = LightningJob | FunctionJob
 
 
 @dataclass(frozen=True)

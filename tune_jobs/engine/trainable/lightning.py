@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from pyarrow import fs
 from ray import tune
@@ -87,7 +87,7 @@ class LightningJob:
     seed: int = 0
     trainer_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    keeps_checkpoints = True
+    keeps_checkpoints: ClassVar[Literal[True]] = True
 
     def __post_init__(self) -> None:
         if not self.trainer_kwargs:
