@@ -1,4 +1,4 @@
-"""The sweep's folder: made once, taken away when nothing was spent."""
+"""The sweep's folder: created once, removed if the sweep did not start; its copy at a URL."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import optuna
 import pytest
 from pyarrow import fs
 
-from tune_jobs.engine.core.settings import SettingsError
+from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.store.folder import (
     SweepFolder,
     new_folder,
@@ -20,7 +20,7 @@ from tune_jobs.engine.store.folder import (
 from tune_jobs.engine.store.study import copy_to_memory, load_study, study_storage
 
 
-def test_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+def test_new_folder_creates_parents(tmp_path: Path) -> None:
     with new_folder(str(tmp_path / "a" / "b"), "s") as folder:
         assert folder.local == tmp_path / "a" / "b" / "s"
         assert not folder.is_remote
@@ -29,9 +29,8 @@ def test_folder_is_made_with_its_parents(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [SettingsError, ZeroDivisionError, KeyboardInterrupt])
-def test_failure_inside_takes_away_what_was_made_and_no_more(
-    error: type[BaseException], tmp_path: Path
-) -> None:
+def test_new_folder_error_removes_created(error: type[BaseException], tmp_path: Path) -> None:
+    """Folders that existed before stay."""
     (tmp_path / "there").mkdir()
     with pytest.raises(error), new_folder(str(tmp_path / "there" / "new"), "s"):
         raise error
@@ -39,17 +38,17 @@ def test_failure_inside_takes_away_what_was_made_and_no_more(
     assert not list((tmp_path / "there").iterdir())
 
 
-def test_folder_that_holds_something_stays(tmp_path: Path) -> None:
+def test_new_folder_error_keeps_files(tmp_path: Path) -> None:
     with pytest.raises(SettingsError), new_folder(str(tmp_path), "s"):
         raise SettingsError(f"no, but {(tmp_path / 's' / 'study.log').touch()}")
     assert (tmp_path / "s" / "study.log").exists()
 
 
-def test_name_that_is_taken_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_new_folder_existing_name_refused(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "mine.txt").touch()
     with (
-        pytest.raises(SettingsError, match=r"name 's' is taken: .* choose another --name"),
+        pytest.raises(SettingsError, match=r"sweep 's' already exists: .* choose another --name"),
         new_folder(str(tmp_path), "s"),
     ):
         pass
@@ -57,7 +56,8 @@ def test_name_that_is_taken_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_url", [False, True])
-def test_folder_of_a_driver_that_died_as_it_began_may_be_used(is_url: bool, tmp_path: Path) -> None:
+def test_new_folder_reuses_leftovers(is_url: bool, tmp_path: Path) -> None:
+    """A driver that died as it began leaves its lock; its folder counts as free."""
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "sweep.lock").touch()
     with new_folder(f"file://{tmp_path}" if is_url else str(tmp_path), "s") as folder:
@@ -66,7 +66,7 @@ def test_folder_of_a_driver_that_died_as_it_began_may_be_used(is_url: bool, tmp_
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
-def test_path_below_a_file_is_refused(below: str, tmp_path: Path) -> None:
+def test_new_folder_below_file_refused(below: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / "file" / below
     with (
@@ -88,20 +88,21 @@ def old_work(url: str) -> Iterator[SweepFolder]:
         yield folder
 
 
-def test_url_gets_its_files_at_the_end(tmp_path: Path) -> None:
+def test_url_files_uploaded(tmp_path: Path) -> None:
+    """The files are at the URL when the sweep ends; then its name is taken."""
     with new_work(f"file://{tmp_path}/far") as folder:
         (folder.local / "best.json").write_text("{}")
         assert not list((tmp_path / "far" / "s").iterdir())  # the probe is gone
     assert (tmp_path / "far" / "s" / "best.json").read_text() == "{}"
     with (
-        pytest.raises(SettingsError, match="is taken"),
+        pytest.raises(SettingsError, match="already exists"),
         new_folder(f"file://{tmp_path}/far", "s"),
     ):
         pass
 
 
 @pytest.mark.parametrize("url", ["nowhere://x", "file:///proc/nope"])
-def test_url_that_cannot_be_written_is_refused_at_once(url: str) -> None:
+def test_url_unwritable_refused(url: str) -> None:
     with (
         pytest.raises(SettingsError, match=f"storage_path {url}/s cannot be written"),
         new_folder(url, "s"),
@@ -109,7 +110,7 @@ def test_url_that_cannot_be_written_is_refused_at_once(url: str) -> None:
         raise AssertionError("must not come this far")
 
 
-def test_url_where_nothing_was_written_is_left_as_it_was(tmp_path: Path) -> None:
+def test_url_refused_sweep_leaves_nothing(tmp_path: Path) -> None:
     far = tmp_path / "far"
     far.mkdir()
     with pytest.raises(SettingsError, match="no"), new_work(f"file://{far}") as folder:
@@ -118,9 +119,9 @@ def test_url_where_nothing_was_written_is_left_as_it_was(tmp_path: Path) -> None
     assert not folder.local.exists()
 
 
-def test_results_that_cannot_be_copied_to_their_url_are_kept_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_url_failed_upload_keeps_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the local folder, where the results stay."""
+
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("bucket gone")
 
@@ -134,17 +135,19 @@ def test_results_that_cannot_be_copied_to_their_url_are_kept_and_named(
     assert (folder.local / "best.json").read_text() == "{}"
 
 
-def test_study_at_a_url_is_loaded_and_outlives_its_file(tmp_path: Path) -> None:
+def test_url_study_loads(tmp_path: Path) -> None:
+    """The study is a copy in memory, which outlives its file."""
     with new_work(f"file://{tmp_path}") as folder:
-        study = optuna.create_study(storage=study_storage(folder.local), study_name="s")
+        storage = study_storage(folder.local)
+        study = optuna.create_study(storage=storage, study_name="s")
         study.add_trial(optuna.trial.create_trial(value=0.5))
-        copy = copy_to_memory(study)
+        copy = copy_to_memory(storage, "s")
     assert copy.best_value == 0.5
     assert load_study(f"file://{tmp_path}/s").best_value == 0.5
 
 
-def die_at_a_url(url: str, content: str) -> SweepFolder:
-    """What a driver leaves that is killed after its last copy: here the file has got further."""
+def die_at_url(url: str, content: str) -> SweepFolder:
+    """What a driver leaves that is killed after its last upload: the local file goes further."""
     with new_work(url) as folder:
         (folder.local / "study.log").write_text("one\n")
     folder.local.mkdir(parents=True)
@@ -152,25 +155,28 @@ def die_at_a_url(url: str, content: str) -> SweepFolder:
     return folder
 
 
-def test_what_a_killed_driver_had_not_copied_to_its_url_is_gone_on_from(tmp_path: Path) -> None:
+def test_url_resume_uses_local_copy(tmp_path: Path) -> None:
+    """A driver was killed after its last upload: its local file goes further, and counts."""
     url = f"file://{tmp_path}/far"
-    die_at_a_url(url, "one\ntwo\n")
+    die_at_url(url, "one\ntwo\n")
     with old_work(url) as folder:
         assert (folder.local / "study.log").read_text() == "one\ntwo\n"
     assert (tmp_path / "far" / "s" / "study.log").read_text() == "one\ntwo\n"
     assert not folder.local.exists()
 
 
-def test_sweep_that_is_refused_is_left_as_it_is_at_its_url_and_here(tmp_path: Path) -> None:
+def test_url_refused_resume_changes_nothing(tmp_path: Path) -> None:
+    """Both copies stay unchanged, at the URL and here."""
     url = f"file://{tmp_path}/far"
-    die_at_a_url(url, "one\ndamaged\n")
+    die_at_url(url, "one\ndamaged\n")
     with pytest.raises(SettingsError), old_work(url) as folder:
         raise SettingsError("line 2 is damaged")
     assert (tmp_path / "far" / "s" / "study.log").read_text() == "one\n"
     assert (folder.local / "study.log").read_text() == "one\ndamaged\n"
 
 
-def test_driver_that_has_lost_its_sweep_leaves_the_url_to_its_successor(tmp_path: Path) -> None:
+def test_url_lost_lock_uploads_nothing(tmp_path: Path) -> None:
+    """A driver that has lost its lock must not overwrite its successor's files."""
     lost = Event()
     with new_work(f"file://{tmp_path}/far", lost) as folder:
         (folder.local / "study.log").write_text("mine\n")
@@ -180,11 +186,10 @@ def test_driver_that_has_lost_its_sweep_leaves_the_url_to_its_successor(tmp_path
     assert (folder.local / "study.log").read_text() == "mine\n"
 
 
-def test_what_another_machine_did_at_the_url_counts_and_what_is_here_is_kept(
-    tmp_path: Path,
-) -> None:
+def test_url_resume_prefers_other_machine(tmp_path: Path) -> None:
+    """Another machine resumed the sweep: its file counts, and the local one is kept aside."""
     url = f"file://{tmp_path}/far"
-    die_at_a_url(url, "one\nhere\n")
+    die_at_url(url, "one\nhere\n")
     (tmp_path / "far" / "s" / "study.log").write_text("one\nthere\n")
     with old_work(url) as folder:
         assert (folder.local / "study.log").read_text() == "one\nthere\n"
@@ -192,7 +197,7 @@ def test_what_another_machine_did_at_the_url_counts_and_what_is_here_is_kept(
         assert aside.read_text() == "one\nhere\n"
 
 
-def test_sweep_that_is_not_there_cannot_be_gone_on_with(tmp_path: Path) -> None:
+def test_old_folder_missing_refused(tmp_path: Path) -> None:
     for storage in (str(tmp_path), f"file://{tmp_path}"):
         with (
             pytest.raises(SettingsError, match=r"no sweep 's' in .* without --resume"),
@@ -201,15 +206,15 @@ def test_sweep_that_is_not_there_cannot_be_gone_on_with(tmp_path: Path) -> None:
             pass
 
 
-def test_relative_path_is_taken_from_here_and_a_url_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_storage_uri_resolves_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path becomes absolute; a URL stays unchanged."""
     monkeypatch.chdir(tmp_path)
     assert storage_uri("./results") == str(tmp_path / "results")
     assert storage_uri("s3://bucket/results") == "s3://bucket/results"
 
 
-def test_study_of_a_folder_that_is_no_sweep_is_not_made_up(tmp_path: Path) -> None:
+def test_load_study_missing_refused(tmp_path: Path) -> None:
+    """Optuna would create an empty study in a folder that is no sweep."""
     with pytest.raises(FileNotFoundError, match="is missing"):
         load_study(tmp_path)
     assert not list(tmp_path.iterdir())
