@@ -44,7 +44,7 @@ class Batches:
 class ArrayData(pl.LightningDataModule):
     """Batches of (images, labels): floats in [0, 1], shape (B, 1, height, width), and int64, (B,).
 
-    Images stay bytes until they are on the trial's device, a quarter of what floats would move.
+    Images stay bytes until they are on the trial's device: a quarter of the data to move.
     """
 
     eval_batch_size = 1_000
@@ -88,6 +88,6 @@ class DigitsData(ArrayData):
 
 def _tensors(split: tuple[Images, Labels]) -> tuple[Tensor, Tensor]:
     with warnings.catch_warnings():
-        # Ray's shared arrays are read-only; nothing here writes to them.
+        # Ray's shared arrays are read-only, and nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(split[0]), torch.from_numpy(split[1])

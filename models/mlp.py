@@ -48,7 +48,7 @@ class MLP(pl.LightningModule):
         self.save_hyperparameters()
         self.lr = lr
         self.weight_decay = weight_decay
-        # The normalisation travels with the weights, so a checkpoint takes plain images.
+        # The normalization is stored with the weights, so that a checkpoint takes plain images.
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
         sizes = [in_size] + [hidden_size] * (num_layers - 1)

@@ -2,8 +2,8 @@
 
     splits = load_splits("auto", "data")       # MNIST, or the digits where there is no network
 
-A `Splits` holds arrays and no tensors: Ray shares arrays between processes without a copy. Reading
-them takes no torch, so a driver need not wait for its import.
+A `Splits` holds arrays, not tensors: Ray shares arrays between processes without a copy. Reading
+them needs no torch, so a driver does not wait for its import.
 """
 
 import gzip
@@ -36,7 +36,7 @@ MNIST_FILES = {
 
 
 class DataError(ValueError):
-    """The data asked for is missing, or its files are not what they should be."""
+    """The data is missing, or its files are damaged."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Splits:
     """A data set, split into training, validation and test.
 
     Attributes:
-        name: What it is: "mnist" or "digits".
+        name: "mnist" or "digits".
         train: Images, uint8 with shape (N, 1, height, width), and labels, int64 with shape (N,).
         val: The same for validation; never overlaps `test`.
         test: The same for the test at the end.
@@ -73,12 +73,12 @@ def load_splits(data: Literal["auto", "mnist", "digits"], data_dir: str | Path) 
     """Load MNIST or the digits.
 
     Args:
-        data: "mnist" insists on MNIST; "digits" needs no files; "auto" takes MNIST where it can be
-            read or downloaded, else says so in one line and takes the digits.
+        data: "mnist" requires MNIST; "digits" needs no files; "auto" uses MNIST if it can be read or
+            downloaded, otherwise prints one line and uses the digits.
         data_dir: The folder that holds, or will hold, torchvision's `MNIST/raw`.
 
     Raises:
-        DataError: MNIST is asked for and cannot be had, or one of its files is damaged.
+        DataError: MNIST is required and not available, or one of its files is damaged.
     """
     if data == "digits":
         return load_digits()
@@ -161,7 +161,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     header = b"\0\0\x08" + bytes([len(shape)]) + np.array(shape, ">u4").tobytes()
     expected = len(header) + math.prod(shape)
     if content[: len(header)] != header:
-        raise DataError(f"{found} is not MNIST's {path.name}: its header is another one.")
+        raise DataError(f"{found} is not MNIST's {path.name}: its header is different.")
     if len(content) != expected:
         raise DataError(
             f"{found} must hold {expected} bytes, but has {len(content)}; "
@@ -174,10 +174,10 @@ def _download_mnist(raw: Path) -> None:
     from torchvision.datasets import MNIST  # here, since only a download needs it
 
     timeout_s = socket.getdefaulttimeout()
-    # A firewall that drops packets would otherwise hold the job for minutes.
+    # A firewall that drops packets would otherwise block the job for minutes.
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
-        # Not into `raw` itself: a download that breaks off must leave nothing there.
+        # Not into `raw` itself: an interrupted download must leave nothing there.
         with tempfile.TemporaryDirectory() as folder:
             MNIST(folder, download=True)
             raw.mkdir(parents=True, exist_ok=True)

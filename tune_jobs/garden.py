@@ -4,7 +4,7 @@
     python tune_jobs/garden.py --num-trials 100 --seed 1
 
 500 m of fence make three sides of a rectangle; the wall is the fourth. x is the side perpendicular
-to the wall. Calculus says x = 125 m, y = 250 m, 31 250 square metres.
+to the wall. Calculus says x = 125 m, y = 250 m, 31,250 square meters.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FENCE_M = 500.0
 BEST_AREA_M2 = FENCE_M**2 / 8
 
-SEARCH_SPACE = {"x": tune.uniform(0.0, FENCE_M / 2)}  # metres
+SEARCH_SPACE = {"x": tune.uniform(0.0, FENCE_M / 2)}  # meters
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class GardenSettings(Settings):
 
 
 def area(config: dict[str, Any]) -> float:
-    """Square metres of a garden whose side perpendicular to the wall is x metres long."""
+    """Square meters of a garden whose side perpendicular to the wall is x meters long."""
     x: float = config["x"]
     return x * (FENCE_M - 2 * x)
 

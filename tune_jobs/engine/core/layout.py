@@ -30,7 +30,6 @@ __all__ = [
     "draft_name",
     "is_trial_folder",
     "trial_folder",
-    "trial_number",
 ]
 
 MANIFEST_FILE = "sweep.json"
@@ -67,8 +66,3 @@ def trial_folder(number: int) -> str:
 
 def is_trial_folder(name: str) -> bool:
     return name.startswith(_TRIAL)
-
-
-def trial_number(folder: str) -> int:
-    """The number of the trial that has a folder of this name."""
-    return int(folder.removeprefix(_TRIAL))

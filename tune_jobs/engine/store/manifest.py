@@ -164,7 +164,7 @@ def recorded_settings(folder: str | Path, given: AnySettings) -> AnySettings:
 
 
 def _from_format_1(content: Mapping[str, Any]) -> dict[str, Any]:
-    """As it was before a job's own settings class named its data."""
+    """The content in today's format: in format 1, `data` was the name of the data set."""
     content = dict(content)
     data, settings = content.pop("data"), content["settings"]
     if "reduction_factor" in settings:
