@@ -1,4 +1,4 @@
-"""One driver a sweep: who holds it, who is refused, who takes over."""
+"""The lock of a sweep: who holds it, who is refused, who takes it over."""
 
 import io
 import json
@@ -20,8 +20,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from tune_jobs.engine.core.settings import SettingsError
-from tune_jobs.engine.store.lock import LOCK_FILE, SweepLock
+from tune_jobs.engine.core.errors import SettingsError
+from tune_jobs.engine.core.layout import LOCK_FILE
+from tune_jobs.engine.store.lock import SweepLock, Timing
 
 HOST = socket.gethostname()
 GONE_PID = 2**22 + 1  # above the highest that Linux gives
@@ -34,17 +35,18 @@ def lock_in(
     folder: Path,
     is_local: bool = True,
     on_lost: Callable[[], None] = lambda: None,
+    notify: Callable[[str], None] = lambda text: None,
     watch_s: float = WATCH_S,
 ) -> SweepLock:
     if is_local:
         filesystem, path = fs.FileSystem.from_uri(f"file://{folder}/{LOCK_FILE}")
     else:
         filesystem, path = fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem()), LOCK_FILE
-    return SweepLock(filesystem, path, on_lost, beat_s=0.05, watch_s=watch_s, settle_s=0.05)
+    return SweepLock(filesystem, path, on_lost, notify, Timing(0.05, watch_s, 0.05))
 
 
 def leave_lock(folder: Path, is_local: bool, host: str, pid: int, watch_s: float = WATCH_S) -> None:
-    """What a driver's last beat left; written whole, as a reader may be watching."""
+    """What a driver's last beat left; written atomically, as a reader may be watching."""
     values = {"host": host, "pid": pid, "token": "other", "beat": time.time()}
     text = json.dumps(values)
     if is_local:
@@ -56,7 +58,7 @@ def leave_lock(folder: Path, is_local: bool, host: str, pid: int, watch_s: float
 
 @contextmanager
 def beating(folder: Path, is_local: bool, host: str, pid: int) -> Iterator[None]:
-    """A driver elsewhere that is alive."""
+    """A driver elsewhere that is alive and keeps writing its lock."""
     is_over = threading.Event()
 
     def beat() -> None:
@@ -84,7 +86,8 @@ def wait_for(is_so: Callable[[], bool]) -> None:
 
 
 @in_every_way
-def test_second_driver_is_refused_and_the_first_undisturbed(is_local: bool, tmp_path: Path) -> None:
+def test_lock_held_refused(is_local: bool, tmp_path: Path) -> None:
+    """The second driver is refused by name, and the first keeps its lock."""
     lost: list[bool] = []
     refused = f"one driver at a time, and .* held by the driver with pid {os.getpid()} on {HOST};"
     with lock_in(tmp_path, is_local, lambda: lost.append(True)):
@@ -96,14 +99,13 @@ def test_second_driver_is_refused_and_the_first_undisturbed(is_local: bool, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_killed_driver_is_followed_at_once_and_a_living_one_never(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lock_of_killed_process(tmp_path: Path) -> None:
+    """A stopped process still holds its lock; once it is killed, the lock is taken over at once."""
     program = f"""
 import time
 from pyarrow import fs
-from tune_jobs.engine.store.lock import SweepLock
-with SweepLock(fs.LocalFileSystem(), {str(tmp_path / LOCK_FILE)!r}, watch_s=60):
+from tune_jobs.engine.store.lock import SweepLock, Timing
+with SweepLock(fs.LocalFileSystem(), {str(tmp_path / LOCK_FILE)!r}, timing=Timing(watch_s=60)):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -114,21 +116,21 @@ with SweepLock(fs.LocalFileSystem(), {str(tmp_path / LOCK_FILE)!r}, watch_s=60):
         start = time.monotonic()
         driver.send_signal(signal.SIGSTOP)  # no beat is needed to be alive on this host
         with (
-            pytest.raises(SettingsError, match=f"held by {name}; wait for it to end, or end it"),
+            pytest.raises(SettingsError, match=f"held by {name}; wait until it ends, or stop it"),
             lock_in(tmp_path, watch_s=60),
         ):
             pass
         driver.kill()
         driver.wait()
-        with lock_in(tmp_path, watch_s=60):
+        notices: list[str] = []
+        with lock_in(tmp_path, notify=notices.append, watch_s=60):
             assert time.monotonic() - start < 5
-    assert capsys.readouterr().out == f"taken over from {name}, which is gone\n"
+    assert notices == [f"taken over from {name}, which has exited"]
 
 
 @in_every_way
-def test_driver_of_this_host_that_is_gone_is_followed_at_once(
-    is_local: bool, tmp_path: Path
-) -> None:
+def test_lock_of_exited_process(is_local: bool, tmp_path: Path) -> None:
+    """On the same host, the lock is taken over without a watch."""
     leave_lock(tmp_path, is_local, HOST, GONE_PID, watch_s=60)
     start = time.monotonic()
     with lock_in(tmp_path, is_local, watch_s=60):
@@ -136,7 +138,8 @@ def test_driver_of_this_host_that_is_gone_is_followed_at_once(
 
 
 @in_every_way
-def test_killed_driver_that_nobody_waited_for_is_dead(is_local: bool, tmp_path: Path) -> None:
+def test_lock_of_zombie_process(is_local: bool, tmp_path: Path) -> None:
+    """A killed process that nobody has waited for counts as dead."""
     with subprocess.Popen(["true"]) as driver:
         os.waitid(os.P_PID, driver.pid, os.WEXITED | os.WNOWAIT)
         leave_lock(tmp_path, is_local, HOST, driver.pid)
@@ -146,9 +149,8 @@ def test_killed_driver_that_nobody_waited_for_is_dead(is_local: bool, tmp_path: 
 
 @in_every_way
 @pytest.mark.parametrize("host", ["far", f"{HOST}?pidns-f0000001"], ids=["host", "container"])
-def test_driver_elsewhere_that_beats_is_refused_by_its_name(
-    host: str, is_local: bool, tmp_path: Path
-) -> None:
+def test_lock_beating_elsewhere_refused(host: str, is_local: bool, tmp_path: Path) -> None:
+    """A driver on another host, or in a container, that beats holds its lock."""
     refused = f"held by the driver with pid {GONE_PID} on {host.partition('?')[0]}; wait"
     with (
         beating(tmp_path, is_local, host, GONE_PID),
@@ -160,20 +162,18 @@ def test_driver_elsewhere_that_beats_is_refused_by_its_name(
 
 
 @in_every_way
-def test_driver_elsewhere_that_is_silent_is_followed_after_the_watch(
-    is_local: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lock_silent_elsewhere_taken_over(is_local: bool, tmp_path: Path) -> None:
+    """Its lock is taken over when it has not changed during the whole watch."""
     leave_lock(tmp_path, is_local, "far", 7)
+    notices: list[str] = []
     start = time.monotonic()
-    with lock_in(tmp_path, is_local):
+    with lock_in(tmp_path, is_local, notify=notices.append):
         assert WATCH_S < time.monotonic() - start < 5
-    said = capsys.readouterr().out
-    assert said == "taken over from the driver with pid 7 on far, which is gone\n"
+    assert notices == ["taken over from the driver with pid 7 on far, which has exited"]
 
 
-def test_mount_that_cannot_exchange_names_is_no_different(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lock_mount_without_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS and SMB cannot swap two names atomically; the outcome is the same."""
     monkeypatch.setattr("filelock._soft.exchange_names", lambda *names: False)
     refused = "held by the driver with pid 7 on far"
     with (
@@ -189,30 +189,28 @@ def test_mount_that_cannot_exchange_names_is_no_different(
 
 @in_every_way
 @pytest.mark.parametrize("content", ["", '{"host": "far", "pi'])
-def test_torn_lock_is_a_dead_drivers(
-    content: str, is_local: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lock_torn_file_taken_over(content: str, is_local: bool, tmp_path: Path) -> None:
     (tmp_path / LOCK_FILE).write_text(content)
-    with lock_in(tmp_path, is_local, watch_s=0.1):
+    notices: list[str] = []
+    with lock_in(tmp_path, is_local, notify=notices.append, watch_s=0.1):
         assert str(os.getpid()) in (tmp_path / LOCK_FILE).read_text()
-    assert "from a driver whose lock cannot be read, which is gone" in capsys.readouterr().out
+    assert notices == ["taken over from a driver whose lock cannot be read, which has exited"]
 
 
-def test_driver_that_ends_while_it_is_watched_is_followed_without_a_word(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lock_released_while_watched(tmp_path: Path) -> None:
+    """The driver ended by itself: no notice."""
     leave_lock(tmp_path, False, "far", 7)
+    notices: list[str] = []
     timer = threading.Timer(0.1, (tmp_path / LOCK_FILE).unlink)
     timer.start()
-    with lock_in(tmp_path, False, watch_s=60):
+    with lock_in(tmp_path, False, notify=notices.append, watch_s=60):
         timer.join()
-    assert not capsys.readouterr().out
+    assert not notices
 
 
 @in_every_way
-def test_lock_that_was_taken_over_is_lost_once_and_left_alone(
-    is_local: bool, tmp_path: Path
-) -> None:
+def test_lock_loss_reported_once(is_local: bool, tmp_path: Path) -> None:
+    """A lock that another driver has taken over is left unchanged."""
     lost: list[bool] = []
     with lock_in(tmp_path, is_local, lambda: lost.append(True)):
 
@@ -220,16 +218,15 @@ def test_lock_that_was_taken_over_is_lost_once_and_left_alone(
             leave_lock(tmp_path, is_local, "far", 7)
             return bool(lost)
 
-        wait_for(take_over)  # more than once: at a URL a beat in the same instant may win
+        wait_for(take_over)  # more than once: at a URL, a beat at the same instant may overwrite it
         time.sleep(0.2)
     assert lost == [True]
     assert "other" in (tmp_path / LOCK_FILE).read_text()
 
 
 @in_every_way
-def test_lock_whose_folder_is_removed_is_lost_and_left_without_an_error(
-    is_local: bool, tmp_path: Path
-) -> None:
+def test_lock_folder_removed(is_local: bool, tmp_path: Path) -> None:
+    """The lock is lost once, and leaving it raises nothing."""
     lost: list[bool] = []
     (tmp_path / "s").mkdir()
     with lock_in(tmp_path / "s", is_local, lambda: lost.append(True)):
@@ -241,7 +238,7 @@ def test_lock_whose_folder_is_removed_is_lost_and_left_without_an_error(
 
 
 @in_every_way
-def test_folder_that_cannot_be_written_is_told(is_local: bool, tmp_path: Path) -> None:
+def test_lock_unwritable_folder_refused(is_local: bool, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(SettingsError, match=r"cannot be written .* must be readable and writable"),
@@ -250,7 +247,7 @@ def test_folder_that_cannot_be_written_is_told(is_local: bool, tmp_path: Path) -
         pass
 
 
-def test_interrupt_on_entering_leaves_no_file(
+def test_lock_interrupted_entry_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(seconds: float) -> None:
@@ -265,7 +262,7 @@ def test_interrupt_on_entering_leaves_no_file(
 
 
 class ObjectStore:
-    """Of one object, as S3 keeps it: a write is whole, arrives late and minds no other."""
+    """One object, as S3 stores it: a write is atomic, arrives late and overwrites others."""
 
     def __init__(self) -> None:
         self.content: bytes | None = None
@@ -290,10 +287,12 @@ class ObjectStore:
         self.content = None
 
 
-def test_beats_go_on_after_a_network_was_away() -> None:
+def test_lock_survives_network_failure() -> None:
     lost: list[bool] = []
     store = ObjectStore()
-    with SweepLock(store, "b/s", lambda: lost.append(True), beat_s=0.02, settle_s=0.02):
+    with SweepLock(
+        store, "b/s", lambda: lost.append(True), timing=Timing(beat_s=0.02, settle_s=0.02)
+    ):
         store.num_failures = 3
         wait_for(lambda: not store.num_failures)
         store.content = b""  # what a write that failed may leave
@@ -303,7 +302,7 @@ def test_beats_go_on_after_a_network_was_away() -> None:
 
 
 def race(new_lock: Callable[[Callable[[], None]], SweepLock]) -> None:
-    """Lets four drivers enter at once; one may win, and its lock may not be lost."""
+    """Let four drivers enter at once; exactly one may win, and it must not lose its lock."""
     barrier = threading.Barrier(4, timeout=30)
     outcomes: list[str] = []
 
@@ -326,9 +325,8 @@ def race(new_lock: Callable[[Callable[[], None]], SweepLock]) -> None:
 
 
 @pytest.mark.parametrize("host", [None, HOST, "far"])
-def test_of_drivers_that_race_in_a_folder_exactly_one_wins(
-    host: str | None, tmp_path: Path
-) -> None:
+def test_lock_race_in_folder(host: str | None, tmp_path: Path) -> None:
+    """Of four drivers, exactly one wins."""
     if host:
         leave_lock(tmp_path, True, host, GONE_PID)
     race(lambda on_lost: lock_in(tmp_path, on_lost=on_lost))
@@ -336,12 +334,11 @@ def test_of_drivers_that_race_in_a_folder_exactly_one_wins(
 
 
 @pytest.mark.parametrize("is_dead", [False, True], ids=["free", "dead"])
-def test_of_drivers_that_race_for_an_object_the_last_to_write_wins(
-    is_dead: bool, tmp_path: Path
-) -> None:
+def test_lock_race_at_url(is_dead: bool, tmp_path: Path) -> None:
+    """Of four drivers, the last one to write wins, and it alone."""
     store = ObjectStore()
     if is_dead:
         leave_lock(tmp_path, False, "far", 7)
         store.content = (tmp_path / LOCK_FILE).read_bytes()
-    race(lambda on_lost: SweepLock(store, "b/s", on_lost, beat_s=0.02, watch_s=0.2, settle_s=0.2))
+    race(lambda on_lost: SweepLock(store, "b/s", on_lost, timing=Timing(0.02, 0.2, 0.2)))
     assert store.content is None
