@@ -73,8 +73,8 @@ def load_splits(data: Literal["auto", "mnist", "digits"], data_dir: str | Path) 
     """Load MNIST or the digits.
 
     Args:
-        data: "mnist" requires MNIST; "digits" needs no files; "auto" uses MNIST if it can be read or
-            downloaded, otherwise prints one line and uses the digits.
+        data: "mnist" requires MNIST; "digits" needs no files; "auto" uses MNIST if it can be read
+            or downloaded, otherwise prints one line and uses the digits.
         data_dir: The folder that holds, or will hold, torchvision's `MNIST/raw`.
 
     Raises:
