@@ -2,15 +2,17 @@
 
 import math
 import random
-from typing import Any
 
 import optuna
 import pytest
+from fake_tune import gains_at_rungs
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Cause, Kind, Outcome
+from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.search.view import View
 
 COMPLETE, FAIL, PRUNED, RUNNING = (
@@ -30,57 +32,83 @@ def whole(*curve: float) -> dict[int, float]:
 
 
 class Shown:
-    """A view of trials named by letters, told by hand what befalls them."""
+    """A view of trials named by letters; the tests report what the trials do.
+
+    Attributes:
+        rungs: The rungs, which the scheduler fills in a sweep.
+        paused: The trials that are paused.
+        view: The view.
+    """
 
     def __init__(
-        self, sampler: BaseSampler | None = None, mode: str = "max", **kwargs: Any
+        self,
+        sampler: BaseSampler | None = None,
+        mode: str = "max",
+        rungs: tuple[int, ...] = RUNGS,
+        paused: set[str] | None = None,
     ) -> None:
-        self.waiting: set[str] = set()
-        kwargs = {"rungs": RUNGS, "has_to_wait": self.waiting.__contains__, **kwargs}
-        self.view = View(Goal("score", mode), sampler or RandomSampler(), {}, **kwargs)
+        goal = Goal("score", mode)
+        self.rungs = Rungs(goal, rungs)
+        self._names: list[str] = []  # by number
+        self.paused = set() if paused is None else paused
+        is_paused = self.paused.__contains__
+        self.view = View(goal, sampler or RandomSampler(), self.rungs, is_paused=is_paused)
 
     def start(self, *names: str) -> None:
         for name in names:
             self.view.refresh()
-            trial = self.view.study.ask(SPACE)
-            self.view.start(name, self.view.study.get_trials()[trial.number])
+            self.view.study.ask(SPACE)
+            self.view.start(name)
+            self._names.append(name)
 
     def report(self, name: str, *curve: float) -> None:
+        """Report the first of `EPOCHS`."""
         for epoch, value in whole(*curve).items():
-            self.view.report(name, epoch, value)
+            self.report_at(name, epoch, value)
+
+    def report_at(self, name: str, epoch: int, value: float) -> None:
+        self.rungs.report(name, epoch, value)
+        self.view.touch(name)
 
     def end(self, name: str, state: TrialState, *curve: float, crashed: bool = False) -> None:
+        """Report the first of `EPOCHS`, then the end."""
+        for epoch, value in whole(*curve).items():
+            self.rungs.report(name, epoch, value)
         self.view.end(name, state, curve[-1] if curve else None, whole(*curve), crashed)
+
+    def trial(self, name: str) -> FrozenTrial:
+        return self.view.study.get_trials()[self._names.index(name)]
 
     def states(self) -> list[tuple[TrialState, float | None]]:
         self.view.refresh()
         return [(trial.state, trial.value) for trial in self.view.study.get_trials()]
 
 
-def test_running_trial_is_shown_with_its_value_at_the_rung() -> None:
+def test_view_running_trial_at_level() -> None:
     shown = Shown()
     shown.start("a", "b")
     shown.report("a", 0.5, 0.7)  # its value is that of the rung, not its last
     assert shown.states() == [(COMPLETE, 0.5), (RUNNING, None)]
 
 
-def test_paused_trial_is_shown_at_its_rung_and_left_out_above_it() -> None:
+def test_view_paused_below_level() -> None:
+    """A paused trial is shown at the level if it has reached it, and is left out if not."""
     shown = Shown()
     names = "abcdefghi"
     shown.start(*names)
     for number, name in enumerate(names):
         shown.report(name, number / 10)
-    shown.waiting.update(names)
+    shown.paused.update(names)
     assert shown.states() == [(COMPLETE, number / 10) for number in range(9)]
     for name in names[:NUM_ENOUGH]:
         shown.report(name, 0.0, 0.0, 0.9)
     above = [(COMPLETE, 0.9)] * NUM_ENOUGH
     assert shown.states() == [*above, *[(FAIL, None)] * 3]
-    shown.waiting.discard("i")  # it is promoted: on its way, the liar counts it as bad
+    shown.paused.discard("i")  # promoted; below the level, the constant liar counts it as bad
     assert shown.states() == [*above, *[(FAIL, None)] * 2, (RUNNING, None)]
 
 
-def test_rung_is_not_trusted_before_enough_trials_have_reached_it() -> None:
+def test_view_level_needs_enough_trials() -> None:
     shown = Shown()
     names = "abcdefgh"
     shown.start(*names)
@@ -93,13 +121,13 @@ def test_rung_is_not_trusted_before_enough_trials_have_reached_it() -> None:
     assert [value for _, value in shown.states()] == [*[0.3] * 5, 0.4, None, None]
 
 
-def test_rung_whose_trials_have_crashed_is_left_again() -> None:
+def test_view_level_drops_after_crashes() -> None:
     shown = Shown()
     names = "abcdefghijkl"
     shown.start(*names)
     for name in names:
         shown.report(name, 0.1)
-    shown.waiting.update(names[NUM_ENOUGH:])
+    shown.paused.update(names[NUM_ENOUGH:])
     for name in names[:NUM_ENOUGH]:
         shown.report(name, 0.1, 0.2, 0.3)
     assert {value for _, value in shown.states()} == {0.3, None}
@@ -109,19 +137,20 @@ def test_rung_whose_trials_have_crashed_is_left_again() -> None:
     assert shown.states() == [(PRUNED, None)] * NUM_ENOUGH + [(COMPLETE, 0.1)] * good
 
 
-def test_more_slots_ask_for_more_values() -> None:
+def test_view_level_needs_running_trials() -> None:
+    """The level needs as many values as trials run in parallel."""
     shown = Shown()
     names = "abcdefgh"
     shown.start(*names)
     for name in names[:NUM_ENOUGH]:
         shown.report(name, 0.1, 0.2, 0.3)
     assert {value for _, value in shown.states()} == {0.1, None}  # 8 run side by side
-    shown.waiting.update("efgh")
+    shown.paused.update("efgh")
     assert {value for _, value in shown.states()} == {0.3, None}
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_crash_and_nan_are_the_worst_whatever_they_had_reached(mode: str) -> None:
+def test_view_crashed_trial_ranks_last(mode: str) -> None:
     sampler = TPESampler(seed=0)
     shown = Shown(sampler, mode)
     names = [f"t{number}" for number in range(12)]
@@ -137,62 +166,64 @@ def test_crash_and_nan_are_the_worst_whatever_they_had_reached(mode: str) -> Non
     assert len(below) == 11
 
 
-def test_trial_that_ended_at_once_is_the_worst_too() -> None:
+def test_view_crash_without_report() -> None:
     shown = Shown()
     shown.start("a")
     shown.end("a", PRUNED, crashed=True)
     assert shown.states() == [(PRUNED, None)]
 
 
-def test_trial_that_ended_by_itself_before_the_rung_is_shown_as_it_ended() -> None:
+def test_view_complete_below_level() -> None:
     shown = Shown()
     shown.start("a", "b", "c")
     for name, state in (("a", COMPLETE), ("b", PRUNED)):
-        shown.view.report(name, 5, 0.4)
+        shown.report_at(name, 5, 0.4)
         shown.view.end(name, state, 0.4, {5: 0.4}, False)
     shown.view.end("c", PRUNED, None, {}, False)  # cut short before its first report
     assert shown.states() == [(COMPLETE, 0.4), (FAIL, None), (FAIL, None)]
 
 
-def test_sampler_sees_the_parameters_of_a_trial_that_had_been_hidden() -> None:
+def test_view_sampler_sees_uncovered_trial() -> None:
+    """Optuna caches a search space; it is computed again from a trial that had been left out."""
     sampler = TPESampler()
     shown = Shown(sampler)
     shown.start("a", "b")
-    shown.view.report("a", 1, 0.1)
-    shown.waiting.add("a")
+    shown.report_at("a", 1, 0.1)
+    shown.paused.add("a")
     shown.start("c")
     assert shown.states()[0] == (FAIL, None)
     assert not sampler._search_space.calculate(shown.view.study)
-    shown.waiting.clear()
+    shown.paused.clear()
     shown.report("a", 0.5)
     assert shown.states()[0] == (COMPLETE, 0.5)
     assert sampler._search_space.calculate(shown.view.study).keys() == SPACE.keys()
 
 
-def test_epoch_that_skips_a_rung_counts_for_the_one_it_has_reached() -> None:
+def test_view_epoch_skips_rung() -> None:
     shown = Shown()
     shown.start("a")
-    shown.view.report("a", 17, 0.4)
-    shown.view.report("a", 18, 0.5)
+    shown.report_at("a", 17, 0.4)
+    shown.report_at("a", 18, 0.5)
     assert shown.states() == [(COMPLETE, 0.4)]
-    assert shown.view._seen[0].at_rungs == {16: (17, 0.4)}
+    assert gains_at_rungs(shown.rungs) == {1: {}, 2: {}, 8: {}, 16: {"a": 0.4}, 32: {}}
+    shown.report_at("a", 17, 0.6)  # the epoch that entered the rung
+    assert shown.states() == [(COMPLETE, 0.6)]
 
 
 @pytest.mark.parametrize(
     ("rungs", "level"),
     [((1, 3, 9, 27), 9), ((1, 2, 4, 8, 16), 8), ((1, 2, 4, 8), 4), ((1, 3), 1), ((5,), 5)],
 )
-def test_rungs_before_the_eighth_epoch_are_not_shown_but_the_last_but_one_is(
-    rungs: tuple[int, ...], level: int
-) -> None:
+def test_view_lowest_level(rungs: tuple[int, ...], level: int) -> None:
+    """The lowest rung from the eighth epoch on, or the last but one."""
     shown = Shown(rungs=rungs)
     shown.start("a", "b")
-    shown.view.report("a", level, 0.9)
-    shown.view.report("b", level - 1, 0.1)
+    shown.report_at("a", level, 0.9)
+    shown.report_at("b", level - 1, 0.1)
     assert shown.states() == [(COMPLETE, 0.9), (RUNNING, None)]
 
 
-def test_epoch_that_is_trained_again_replaces_its_value() -> None:
+def test_view_epoch_trained_again() -> None:
     shown = Shown()
     shown.start("a")
     shown.report("a", 0.1, 0.2)
@@ -200,7 +231,8 @@ def test_epoch_that_is_trained_again_replaces_its_value() -> None:
     assert shown.states() == [(COMPLETE, 0.15)]
 
 
-def test_view_without_rungs_shows_trials_as_they_ended() -> None:
+def test_view_without_rungs() -> None:
+    """Trials are shown in the state in which they ended."""
     shown = Shown(rungs=())
     shown.start("a", "b", "c")
     shown.report("c", 0.4)
@@ -210,8 +242,15 @@ def test_view_without_rungs_shows_trials_as_they_ended() -> None:
     assert shown.view.study.get_trials()[1].intermediate_values == {8: 0.1, 9: 0.2}
 
 
-def recorded(shown: Shown, name: str, curve: dict[int, float], state: TrialState) -> FrozenTrial:
-    asked = shown.view.study.get_trials()[shown.view._numbers[name]]
+def recorded(
+    shown: Shown,
+    name: str,
+    curve: dict[int, float],
+    state: TrialState,
+    outcome: Outcome | None = None,
+) -> FrozenTrial:
+    """A trial of the view, as the record has it."""
+    asked = shown.trial(name)
     return create_trial(
         state=state,
         params=asked.params,
@@ -219,10 +258,12 @@ def recorded(shown: Shown, name: str, curve: dict[int, float], state: TrialState
         intermediate_values=curve,
         values=[max(curve.values())] if state == COMPLETE else None,
         user_attrs={"trial_id": name},
+        system_attrs={} if outcome is None else {OUTCOME_ATTR: outcome.to_entry()},
     )
 
 
-def test_view_of_a_sweep_that_is_gone_on_with_is_the_one_that_was() -> None:
+def test_view_after_resume() -> None:
+    """It shows the recorded trials as it did before."""
     rng = random.Random(0)
     shown = Shown()
     ends = {}
@@ -237,15 +278,36 @@ def test_view_of_a_sweep_that_is_gone_on_with_is_the_one_that_was() -> None:
             ends[name] = (whole(*curve), RUNNING)
             shown.report(name, *curve)
             if number % 8:
-                shown.waiting.add(name)
-    again = Shown(has_to_wait=shown.waiting.__contains__)
+                shown.paused.add(name)
+    again = Shown(paused=shown.paused)
     for name, (curve_of_all, state) in ends.items():
+        again.rungs.restore(name, curve_of_all)
         again.view.add(recorded(shown, name, curve_of_all, state), name)
     assert again.states() == shown.states()
     assert {state for state, _ in shown.states()} == {COMPLETE, FAIL, RUNNING}
 
 
-def test_trials_of_another_sweep_are_shown_at_the_rung_too() -> None:
+@pytest.mark.parametrize(
+    ("outcome", "state", "value"),
+    [
+        (Outcome.of(Kind.NAN), PRUNED, None),
+        (Outcome("KeyError", Cause.TRIAL, "KeyError: 'lr'", "Traceback ..."), PRUNED, None),
+        (Outcome.of(Kind.ASHA), COMPLETE, 0.5),
+        (Outcome.of(Kind.TIME_BUDGET), COMPLETE, 0.5),
+    ],
+    ids=["nan", "failed", "asha", "time budget"],
+)
+def test_view_recorded_crash_after_resume(
+    outcome: Outcome, state: TrialState, value: float | None
+) -> None:
+    shown, again = Shown(), Shown()
+    shown.start("a")
+    again.rungs.restore("a", whole(0.5, 0.9))
+    again.view.add(recorded(shown, "a", whole(0.5, 0.9), PRUNED, outcome), "a")
+    assert again.states() == [(state, value)]
+
+
+def test_view_trials_of_another_sweep() -> None:
     shown, other = Shown(), Shown()
     other.start("a", "b", "c")
     for name, curve, state in (
@@ -253,16 +315,16 @@ def test_trials_of_another_sweep_are_shown_at_the_rung_too() -> None:
         ("b", {}, PRUNED),  # it crashed
         ("c", {9: 0.3, 17: 0.9}, COMPLETE),
     ):
-        shown.view.add(recorded(other, name, curve, state) if curve else crash(other, name))
+        shown.view.add_other(recorded(other, name, curve, state) if curve else crash(other, name))
     assert shown.states() == [(COMPLETE, 0.2), (PRUNED, None), (COMPLETE, 0.3)]
 
 
 def crash(shown: Shown, name: str) -> FrozenTrial:
-    asked = shown.view.study.get_trials()[shown.view._numbers[name]]
+    asked = shown.trial(name)
     return create_trial(state=PRUNED, params=asked.params, distributions=asked.distributions)
 
 
-def test_view_is_updated_and_not_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_view_refresh_without_change(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Shown()
     names = [f"t{number}" for number in range(200)]
     for name in names:
@@ -270,9 +332,13 @@ def test_view_is_updated_and_not_rebuilt(monkeypatch: pytest.MonkeyPatch) -> Non
         shown.end(name, PRUNED, 0.5)
     shown.states()
     entered: list[int] = []
-    monkeypatch.setattr(shown.view._storage, "_set_trial", lambda number, trial: entered.append(1))
+    monkeypatch.setattr(shown.view.storage, "show", lambda number, face: entered.append(number))
     shown.view.refresh()
     assert entered == []
+    shown.start("new")
+    shown.report("new", 0.7)
+    shown.view.refresh()
+    assert entered == [200]  # that one alone
 
 
 SAMPLERS = {
@@ -288,7 +354,7 @@ SAMPLERS = {
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_any_sampler_of_optuna_can_be_asked(name: str) -> None:
+def test_view_with_each_sampler(name: str) -> None:
     shown = Shown(SAMPLERS[name]())
     for number in range(16):
         trial = f"t{number}"
@@ -298,6 +364,6 @@ def test_any_sampler_of_optuna_can_be_asked(name: str) -> None:
             shown.report(trial, number / 16, 0.5, 0.5)
             shown.end(trial, PRUNED, number / 16, 0.5, 0.5, crashed=number == 6)
         elif number % 3 == 1:
-            shown.waiting.add(trial)
+            shown.paused.add(trial)
     assert len(shown.view.study.get_trials()) == 16
     assert math.isfinite(sum(trial.params["x"] for trial in shown.view.study.get_trials()))
