@@ -22,8 +22,8 @@ SSH_FROM = "203.0.113.0/24"
 
 
 def serve(host: str) -> None:
-    """Answer as AWS does: moto itself starts as many instances as are asked for at least, not at
-    most, and gives the profile to the first alone."""
+    """Answer as AWS does: moto itself starts MinCount instances instead of MaxCount, and gives only
+    the first one its profile."""
     run_instances = InstanceResponse.run_instances
 
     def run_most(self: InstanceResponse) -> Any:

@@ -1,4 +1,4 @@
-"""Which tests need hosts of their own, and why they are skipped where these cannot be made."""
+"""Marks the tests that need hosts of their own, and skips them where hosts cannot be made."""
 
 from pathlib import Path
 

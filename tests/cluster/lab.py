@@ -1,4 +1,4 @@
-"""Several hosts on one machine: each has a network, processes, files and an sshd of its own.
+"""Several hosts on one machine: each has its own network, processes, files and sshd.
 
 A host is a set of Linux namespaces: what it writes is laid over this machine's files and lasts
 until the lab closes, also through a power cut. The driver's host holds the bridge between the
@@ -99,32 +99,32 @@ class Host:
         return self.lab.folder / f"{self.name}.log"
 
     def power_off(self) -> None:
-        """As if the plug were pulled: no process gets to write or to say anything."""
+        """End everything at once: no process can write or send anything more."""
         self.cut()  # else the kernel would close the connections in order
         self.shut_down()
 
     def shut_down(self) -> None:
-        """End all that runs; whoever is connected is told."""
+        """End everything that runs, and close its connections."""
         if self._unshare is not None:
             self._unshare.kill()  # and with it goes the host's first process, and all others
             self._unshare.wait()
             self._unshare = None
 
     def replace(self) -> None:
-        """Another machine takes the place, and the address, of this one, which is off."""
+        """Put another machine in place of this one, which is off, with the same address."""
         run("umount", self.disk)
         self.disk.rmdir()
 
     def cut(self) -> None:
-        """Take the network away."""
+        """Cut the network."""
         self._switch("down")
 
     def heal(self) -> None:
-        """Give the network back."""
+        """Restore the network."""
         self._switch("up")
 
     def start(self, command: str, **env: str) -> subprocess.Popen[str]:
-        """Start a shell command on this host, as root at home; its output is to be read."""
+        """Start a shell command on this host, as root at home; the caller reads its output."""
         values = {
             "HOME": os.environ["HOME"],
             "USER": "root",
@@ -179,7 +179,7 @@ class Host:
 
 
 class Lab:
-    """A driver's host, from which `ray up` is run, and others, to whom it may log in.
+    """A driver's host, from which `ray up` runs, and others, to which it can log in.
 
     Args:
         folder: An empty one.
@@ -204,7 +204,7 @@ class Lab:
 
     @contextmanager
     def opened(self) -> Iterator["Lab"]:
-        """All hosts on; at the end nothing of them is left."""
+        """Switch all hosts on, and remove every trace of them at the end."""
         with ExitStack() as stack:
             self.share.mkdir()
             self._make_keys()
@@ -270,7 +270,7 @@ def run(*command: object) -> None:
 
 
 def wait_for(is_so: Callable[[], object], timeout_s: float, what: str) -> float:
-    """Wait until something is so, and return the seconds that it took."""
+    """Wait until a condition holds, and return the seconds it took."""
     start = time.monotonic()
     while not is_so():
         assert time.monotonic() - start < timeout_s, f"{what}: not within {timeout_s} s"

@@ -1,7 +1,8 @@
 """Times of a cluster in the lab: `python tests/cluster/measure.py`, as root.
 
-From `ray up` to all nodes alive, where the packages are there already; and what two workers do in a
-minute against one, with trials that sleep. Run it alone: all hosts share the cores of this machine.
+The time from `ray up` until all nodes are alive, with the packages already installed; and the
+trials a minute of two workers against one, with trials that sleep. Run it alone: all hosts share
+the cores of this machine.
 """
 
 import json

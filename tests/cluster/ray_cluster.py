@@ -12,7 +12,7 @@ DASHBOARD = "http://127.0.0.1:8265"
 ENV = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 CLONE = f"{SHARED}/clone"
 SWEEPS = f"{SHARED}/sweeps"
-# Nodes of a real cluster have their memory for themselves.
+# Unlike the nodes of a real cluster, these share one machine's memory.
 SMALL_STORE = "--object-store-memory=200000000"
 
 LIST_NODES = """
@@ -28,7 +28,7 @@ def fill_in(file: str, values: Mapping[str, str]) -> str:
     """A cluster file of this project with some of its text replaced.
 
     Raises:
-        AssertionError: What is to be replaced is not there.
+        AssertionError: The text to replace is missing.
     """
     text = (REPO / file).read_text()
     for old, new in values.items():
@@ -78,17 +78,17 @@ class RayCluster:
             self.driver.run("pkill -f '[8]265:localhost'; true")  # ssh keeps it open by itself
 
     def nodes(self) -> dict[str, dict[str, float]]:
-        """The nodes that live, by their host's name, and their resources."""
+        """The resources of each living node, by the name of its host."""
         output = self.on_head(quoted("python", "-c", LIST_NODES), check=False)
         lines = [line for line in output.splitlines() if line.startswith("NODES ")]
         return dict(json.loads(lines[0].removeprefix("NODES "))) if lines else {}
 
     def on_head(self, command: str, check: bool = True) -> str:
-        """Run a command on the head, in the environment that the cluster file has made there."""
+        """Run a command on the head, in the environment that the cluster file set up."""
         return self.head.run(f"source ~/.tune-jobs-env; {command}", check=check)
 
     def wait_for_nodes(self, *names: str, timeout_s: float = 120) -> float:
-        """Wait until these live and no others, and return the seconds that it took."""
+        """Wait until exactly these nodes are alive, and return the seconds it took."""
         return wait_for(
             lambda: set(self.nodes()) == set(names), timeout_s, f"nodes {', '.join(names)}"
         )
@@ -106,7 +106,7 @@ class RayCluster:
 
 
 def copy_of_repo(to: Path) -> None:
-    """What git knows of the repository, as a fresh clone has it, changes included."""
+    """The files that git tracks, as in a fresh clone, with uncommitted changes."""
     listed = ["git", "-C", REPO, "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.splitlines()
     for name in names:
@@ -130,7 +130,7 @@ def finish(job: subprocess.Popen[str], timeout_s: float = 280) -> str:
 
 
 def steady(name: str, num_trials: int, num_epochs: int) -> str:
-    """The command of a sweep whose epochs last a second; none of its trials is stopped early."""
+    """The command of a sweep with epochs of a second, none of whose trials stops early."""
     return (
         f"env STEADY_NOTES={SHARED}/{name}.txt python tests/cluster/steady.py --name {name} "
         f"--num-trials {num_trials} --max-epochs {num_epochs} --grace-epochs {num_epochs}"
@@ -138,7 +138,7 @@ def steady(name: str, num_trials: int, num_epochs: int) -> str:
 
 
 def notes(lab: Lab, name: str) -> list[tuple[str, str, int]]:
-    """What the trials of that sweep wrote down as epochs began: host, trial's `x`, epoch."""
+    """What the trials of that sweep noted as epochs began: host, trial's `x`, epoch."""
     file = lab.share / f"{name}.txt"
     lines = file.read_text().splitlines() if file.exists() else []
     return [(host, x, int(epoch)) for host, x, epoch in map(str.split, lines)]

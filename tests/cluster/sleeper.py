@@ -1,11 +1,11 @@
-"""A job whose trials sleep; to see what a second worker gains."""
+"""A job whose trials sleep, to measure what a second worker gains."""
 
 import time
 from typing import Any
 
 from ray import tune
 
-from tune_jobs.engine import Settings, Sweep, run_job, run_sweep
+from tune_jobs.engine import Settings, SweepResult, run_job, run_sweep
 
 
 def sleep(config: dict[str, Any]) -> float:
@@ -13,7 +13,7 @@ def sleep(config: dict[str, Any]) -> float:
     return float(config["x"])
 
 
-def main(settings: Settings) -> Sweep:
+def main(settings: Settings) -> SweepResult:
     return run_sweep(
         settings, space={"x": tune.uniform(0, 1)}, metric="score", mode="max", objective=sleep
     )

@@ -1,7 +1,7 @@
 """A job whose epochs last a second and whose trials say where they run; for the tests of clusters.
 
-Each epoch adds a random number, of torch's global state, to a weight. All trials have the same
-seed, so that the curves of all differ by their `x` alone, wherever and however often they went on.
+Each epoch adds a random number from torch's global state to a weight. All trials have the same
+seed, so that their curves differ by `x` alone, wherever and however often they resumed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import tune
 
-from tune_jobs.engine import LightningSettings, Sweep, run_job, run_sweep
+from tune_jobs.engine import LightningSettings, SweepResult, run_job, run_sweep
 
 EPOCH_S = float(os.environ.get("STEADY_EPOCH_S", "1"))
 NOTES = os.environ["STEADY_NOTES"]  # a file, on all hosts
@@ -60,7 +60,7 @@ def make_data(config: dict[str, Any], data: Any) -> Any:
     return OneBatch()
 
 
-def main(settings: LightningSettings) -> Sweep:
+def main(settings: LightningSettings) -> SweepResult:
     return run_sweep(
         settings,
         space={"x": tune.uniform(0, 1)},

@@ -1,4 +1,4 @@
-"""`cluster.yaml`, whole, against a cloud of the lab's hosts; only places are swapped."""
+"""The whole `cluster.yaml`, placeholders filled in, against a cloud of the lab's hosts."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(600)
 
 NETWORK = "10.77.0.0/24"
 WORKERS = ["w1", "w2", "w3", "w4"]
-# The cloud gives out a subnet's addresses from the fourth on.
+# The cloud assigns a subnet's addresses from the fourth on.
 HOSTS = {name: f"10.77.0.{number}" for number, name in enumerate(["head", *WORKERS], start=4)}
 ENDPOINT = "http://10.77.0.1:5000"
 CLOUD_ENV = {
@@ -32,7 +32,7 @@ FILE = f"{CLONE}/lab-aws.yaml"
 
 
 class Cloud:
-    """The cloud's answers, asked from the driver's host, and the hosts that follow them."""
+    """The cloud as the driver's host sees it, and the hosts that follow its instances."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -55,7 +55,7 @@ class Cloud:
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """A host whose instance ends is shut down, as a machine in a cloud is."""
+        """Shut down each host whose instance is terminated."""
         self.driver.start(f"exec {CLOUD} follow {SHARED}/running.json")
         over = threading.Event()
         thread = threading.Thread(target=self._follow, args=[over])
@@ -110,14 +110,15 @@ def cluster_file(ids: dict[str, str]) -> str:
     return yaml.safe_dump(file, sort_keys=False)
 
 
-def test_sweep_scales_from_nothing_and_back_and_survives_a_spot_loss(cloud: Cloud) -> None:
+def test_aws_scales_and_survives(cloud: Cloud) -> None:
+    """From no workers to two, through the loss of a spot instance, and back to none."""
     lab = cloud.lab
     text = cluster_file(cloud.ids)
     cluster = RayCluster(lab, text)
     (lab.share / "clone" / "lab-aws.yaml").write_text(text)
 
     doctor = f"tune-jobs doctor {FILE} --aws"
-    assert "well" in cloud.driver.run(f"{doctor}")
+    assert "no problems found" in cloud.driver.run(doctor)
 
     cluster.up()
     cluster.wait_for_nodes("head")
@@ -137,7 +138,7 @@ def test_sweep_scales_from_nothing_and_back_and_survives_a_spot_loss(cloud: Clou
     output = finish(job)
     assert "4 at a time, each on 2 CPU and 0.25 of a GPU" in output
     assert "0 of 4 GPUs; the autoscaler is starting gpu_spot" in output
-    assert f"Node w1 ({lab['w1'].ip}) is gone: 1 of 4 GPUs; the autoscaler is starting" in output
+    assert f"Node w1 ({lab['w1'].ip}) has left: 1 of 4 GPUs; the autoscaler is starting" in output
     rows = cluster.on_head(
         "python -c 'import pyarrow.fs as fs; f, p = fs.FileSystem.from_uri(\"s3://"
         f"{BUCKET}/sweeps/aws/trials.csv\"); print(f.open_input_stream(p).read().decode())'"

@@ -1,4 +1,4 @@
-"""`cluster-onprem.yaml` on three hosts: sweeps that outlive workers, the head and the network."""
+"""`cluster-onprem.yaml` on three hosts: sweeps survive the loss of workers, head and network."""
 
 import csv
 import itertools
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(600)  # with the hosts and `ray up`
 
 DATA_DIR = Path(os.environ.get("TUNE_JOBS_DATA_DIR", REPO.parent / "shared" / "data"))
 HOSTS = {"head": "10.77.0.10", "w1": "10.77.0.11", "w2": "10.77.0.12"}
-README = (REPO / "README.md").read_text()
+DOCS = (REPO / "docs" / "clusters.md").read_text()
 NUM_TRIALS, NUM_EPOCHS = 6, 12
 SWAPPED = {
     "YOUR-HEAD": HOSTS["head"],
@@ -41,7 +41,7 @@ SWAPPED = {
     "/YOUR-MOUNT": SHARED,
     "$HOME/data": f"{SHARED}/data",
     "ray start --head": f"ray start --head {SMALL_STORE}",
-    # Logical GPUs: Ray counts them, and nobody computes on them.
+    # Logical GPUs: Ray counts them, and no trial computes on them.
     "ray start --address": f"ray start {SMALL_STORE} --num-cpus=2 --num-gpus=1 --address",
 }
 
@@ -54,7 +54,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
             shutil.copytree(DATA_DIR, lab.share / "data")
         cluster = RayCluster(lab, fill_in("cluster-onprem.yaml", SWAPPED))
         cluster.up()
-        # At once: the workers have not joined yet, and without them no trial could run.
+        # At once, before a worker has joined: without workers no trial can run.
         options = f"--storage-path {SWEEPS} --name early --num-trials 2"
         cluster.early = finish(cluster.submit(f"python tune_jobs/garden.py {options}"))
         yield cluster
@@ -62,7 +62,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 
 @pytest.fixture(autouse=True)
 def _all_nodes(cluster: RayCluster) -> None:
-    """Whatever the test before did, every host is back."""
+    """Bring every host back, whatever the previous test did."""
     for host in cluster.lab.hosts.values():
         if not host.is_on:
             host.power_on()
@@ -70,32 +70,32 @@ def _all_nodes(cluster: RayCluster) -> None:
     cluster.wait_for_nodes(*HOSTS, timeout_s=200)
 
 
-def test_all_nodes_join_with_the_resources_of_the_file(cluster: RayCluster) -> None:
+def test_onprem_resources(cluster: RayCluster) -> None:
     gpus = {name: resources.get("GPU", 0) for name, resources in cluster.nodes().items()}
     assert gpus == {"head": 0, "w1": 1, "w2": 1}
     assert "CPU" not in cluster.nodes()["head"]
 
 
-def test_job_submitted_before_a_worker_has_joined_waits_for_it(cluster: RayCluster) -> None:
+def test_onprem_job_waits_for_worker(cluster: RayCluster) -> None:
     assert "Trials: 2 finished" in cluster.early
 
 
-def test_every_control_port_rejects_who_has_no_token(cluster: RayCluster) -> None:
-    """What the README says listens is what listens, and it answers as the README says."""
+def test_onprem_ports_need_token(cluster: RayCluster) -> None:
+    """The documented ports, and no others, listen, and answer as documented."""
     shutil.copy(REPO / "tests" / "cluster" / "knock.py", cluster.lab.share)
-    job = cluster.submit("sleep 20")  # some process of a worker listens, too
+    job = cluster.submit("sleep 20")  # so that a worker's process listens too
     wait_for(lambda: in_range(listening(cluster.head)[0]), 20, "a port of a process")
-    documented = ports_of_readme()
+    documented = documented_ports()
     of_processes = set()
     for name, host in cluster.lab.hosts.items():
         to_others, to_itself = listening(host)
         ranged = in_range(to_others)
         node = "head" if name == "head" else "worker"
-        told = {port for port, (nodes, _) in documented.items() if node in nodes}
-        assert {*to_others - ranged, *to_itself} == told, name
+        expected_ports = {port for port, (nodes, _) in documented.items() if node in nodes}
+        assert {*to_others - ranged, *to_itself} == expected_ports, name
         knock = f"python {SHARED}/knock.py {host.ip} {' '.join(map(str, to_others - {22}))}"
         for port, answer in json.loads(cluster.driver.run(knock)).items():
-            # A process may have ended between the look and the knock.
+            # A process may have ended in between.
             expected = {"UNAUTHENTICATED", "UNAVAILABLE"}
             if int(port) not in ranged:
                 expected = {documented[int(port)][1]}
@@ -106,7 +106,7 @@ def test_every_control_port_rejects_who_has_no_token(cluster: RayCluster) -> Non
     finish(job)
 
 
-def test_dashboard_answers_its_own_host_with_the_token_alone(cluster: RayCluster) -> None:
+def test_onprem_dashboard_needs_token(cluster: RayCluster) -> None:
     shutil.copy(REPO / "tests" / "cluster" / "knock.py", cluster.lab.share)
     knock = f"python {SHARED}/knock.py"
     assert json.loads(cluster.head.run(f"{knock} 127.0.0.1 8265")) == {"8265": "401"}
@@ -118,7 +118,7 @@ def test_dashboard_answers_its_own_host_with_the_token_alone(cluster: RayCluster
     assert "401" in refused or "Unauthorized" in refused or "uthentication" in refused
 
 
-def test_submitted_job_spreads_over_both_workers(cluster: RayCluster) -> None:
+def test_onprem_job_uses_both_workers(cluster: RayCluster) -> None:
     options = "--name mnist --gpus-per-trial 0.5 --num-trials 8 --max-epochs 2"
     output = finish(cluster.submit(f"python tune_jobs/mnist.py {options}"))
     assert "8 trials, 4 at a time, each on 1 CPU and 0.5 of a GPU" in output
@@ -129,7 +129,7 @@ def test_submitted_job_spreads_over_both_workers(cluster: RayCluster) -> None:
     assert (cluster.lab.share / "sweeps" / "mnist" / "best.ckpt").exists()
 
 
-def test_job_on_the_head_sends_its_folder_to_the_workers(cluster: RayCluster) -> None:
+def test_onprem_job_folder_is_sent(cluster: RayCluster) -> None:
     job = (REPO / "tests" / "cluster" / "steady.py").read_text()
     job = job.replace("def make_data", "from beside import make_data\n\n\ndef never")
     cluster.head.run("mkdir -p ~/jobs")
@@ -139,14 +139,14 @@ def test_job_on_the_head_sends_its_folder_to_the_workers(cluster: RayCluster) ->
     notes = f"STEADY_NOTES={SHARED}/own.txt STEADY_EPOCH_S=0"
     options = "--name own --num-trials 4 --max-epochs 2 --gpus-per-trial 0.5"
     cluster.on_head(f"cd /tmp && {notes} python ~/jobs/own.py {options}")
-    # Trials this short may all be done by the first process that is up.
+    # The first process may run all of them, they are so short.
     assert {row["node"] for row in read_rows(cluster.lab, "own")} <= {"w1", "w2"}
 
     cluster.on_head(f"cd {CLONE} && python tune_jobs/garden.py --name clone --num-trials 4")
     assert {row["node"] for row in read_rows(cluster.lab, "clone")} <= {"w1", "w2"}
 
 
-def test_storage_that_the_workers_do_not_see_is_refused(cluster: RayCluster) -> None:
+def test_onprem_unshared_storage_refused(cluster: RayCluster) -> None:
     job = f"cd {CLONE} && python tune_jobs/mnist.py --storage-path"
     output = cluster.on_head(f"{job} /var/sweeps 2>&1; echo code $?", check=False)
     assert re.search(r"storage_path /var/sweeps/\S+ cannot be used on node w\d \(10", output)
@@ -158,13 +158,13 @@ def test_storage_that_the_workers_do_not_see_is_refused(cluster: RayCluster) -> 
     assert "is in the copy of the working directory, which Ray deletes" in output
 
 
-def test_worker_that_is_powered_off_costs_no_trial(cluster: RayCluster) -> None:
+def test_onprem_worker_power_loss(cluster: RayCluster) -> None:
     job = cluster.submit(sweep("off"))
     wait_for(lambda: is_trained(cluster.lab, "off", "w2", 3), 90, "trials on w2")
     cluster.lab["w2"].power_off()
     lost = [x for x, hosts in hosts_of_trials(cluster.lab, "off").items() if "w2" in hosts]
     output = finish(job)
-    assert f"Node w2 ({HOSTS['w2']}) is gone: 1 of 2 GPUs" in output
+    assert f"Node w2 ({HOSTS['w2']}) has left: 1 of 2 GPUs" in output
     check_nothing_lost(cluster.lab, "off")
     hosts = hosts_of_trials(cluster.lab, "off")
     assert [hosts[x] for x in lost] == [{"w1", "w2"}] * len(lost)
@@ -172,8 +172,8 @@ def test_worker_that_is_powered_off_costs_no_trial(cluster: RayCluster) -> None:
     cluster.wait_for_nodes(*HOSTS, timeout_s=200)
 
 
-def test_partition_counts_no_trial_twice(cluster: RayCluster) -> None:
-    # Not w2: a host that comes back with its address is slow at first, as gRPC tries again rarely.
+def test_onprem_network_partition(cluster: RayCluster) -> None:
+    # Not w2: when a host returns with its old address, gRPC reconnects slowly.
     job = cluster.submit(sweep("cut"))
     wait_for(lambda: is_trained(cluster.lab, "cut", "w1", 3), 90, "trials on w1")
     cluster.lab["w1"].cut()
@@ -182,13 +182,12 @@ def test_partition_counts_no_trial_twice(cluster: RayCluster) -> None:
     finally:
         cluster.lab["w1"].heal()
     output = finish(job)
-    assert f"Node w1 ({HOSTS['w1']}) is gone" in output
+    assert f"Node w1 ({HOSTS['w1']}) has left" in output
     check_nothing_lost(cluster.lab, "cut")
 
 
-def test_sweep_of_a_lost_head_is_resumed_from_another_node_of_a_new_one(
-    cluster: RayCluster,
-) -> None:
+def test_onprem_head_replaced(cluster: RayCluster) -> None:
+    """The new head knows nothing; the sweep resumes from the shared folder, on a worker."""
     command = sweep("head")
     cluster.submit(command)
     wait_for(lambda: any(epoch >= 3 for _, _, epoch in notes(cluster.lab, "head")), 180, "trials")
@@ -196,11 +195,11 @@ def test_sweep_of_a_lost_head_is_resumed_from_another_node_of_a_new_one(
     cluster.close_tunnel()
     cluster.head.replace()
     cluster.head.power_on()
-    cluster.down()  # else `ray up` believes that the machine is set up
+    cluster.down()  # otherwise `ray up` believes that the machine is set up
     cluster.up()
     cluster.wait_for_nodes(*HOSTS)
     output = finish(cluster.submit(f"{command} --resume", on=cluster.lab["w1"]))
-    assert "Sweep head, resumed:" in output
+    assert "Resuming sweep head:" in output
     check_nothing_lost(cluster.lab, "head")
 
 
@@ -208,16 +207,16 @@ def sweep(name: str) -> str:
     return f"{steady(name, NUM_TRIALS, NUM_EPOCHS)} --gpus-per-trial 0.5"
 
 
-def ports_of_readme() -> dict[int, tuple[str, str]]:
-    """Port -> the nodes on which it is, and what it answers without the token."""
-    rows = re.findall(r"^\| ([\d, ]+) \| ([^|]+) \| [^|]+ \| `?(\w+)`?", README, re.MULTILINE)
+def documented_ports() -> dict[int, tuple[str, str]]:
+    """Port -> the nodes that listen on it, and the answer without a token."""
+    rows = re.findall(r"^\| ([\d, ]+) \| ([^|]+) \| [^|]+ \| `?(\w+)`?", DOCS, re.MULTILINE)
     return {
         int(port): (nodes, answer) for ports, nodes, answer in rows for port in ports.split(", ")
     }
 
 
 def listening(host: Host) -> tuple[set[int], set[int]]:
-    """The ports at which others can knock, and those that only the host itself can."""
+    """The ports that other hosts can reach, and those that only the host itself can."""
     addresses = [line.split()[3] for line in host.run("ss -ltnH").splitlines()]
     pairs = {(address, int(port)) for address, _, port in (a.rpartition(":") for a in addresses)}
     others = {port for address, port in pairs if "127.0.0.1" not in address}
@@ -225,7 +224,7 @@ def listening(host: Host) -> tuple[set[int], set[int]]:
 
 
 def in_range(ports: set[int]) -> set[int]:
-    """Those of workers and drivers, which the cluster file keeps in a range."""
+    """The ports of workers and drivers, which the cluster file keeps in a range."""
     return {port for port in ports if 10100 <= port <= 10999}
 
 
@@ -246,7 +245,7 @@ def hosts_of_trials(lab: Lab, name: str) -> dict[str, set[str]]:
 
 
 def check_nothing_lost(lab: Lab, name: str) -> None:
-    """Every trial has its whole curve, as if nothing had happened, and is counted once."""
+    """Check that every trial has its whole curve, and counts once."""
     study = load_study(lab.share / "sweeps" / name)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * NUM_TRIALS
     assert [row["state"] for row in read_rows(lab, name)] == ["COMPLETE"] * NUM_TRIALS
@@ -256,7 +255,7 @@ def check_nothing_lost(lab: Lab, name: str) -> None:
     ]
     assert all(list(t.intermediate_values) == [*range(1, NUM_EPOCHS + 1)] for t in study.trials)
     assert curves == [curves[0]] * NUM_TRIALS
-    # What was trained again is what had not been recorded when the power or the network went.
+    # Only epochs that were not recorded when power or network failed were trained again.
     again = Counter((x, epoch) for _, x, epoch in notes(lab, name))
     repeated = Counter(x for (x, _), count in again.items() for _ in range(count - 1))
     assert max(repeated.values(), default=0) <= 2
