@@ -118,8 +118,10 @@ class TrialQueue(Transient, SearchGenerator):
     def next_trial(self) -> Trial | None:
         if self._recorded and not self._needs_slot(self._recorded[0]):
             return self._restore(self._recorded.popleft())
-        num_running = len(self._unfinished) - self._scheduler.num_paused
-        if self.is_finished() or num_running >= self._slots():
+        num_running, slots = len(self._unfinished) - self._scheduler.num_paused, self._slots()
+        if not slots:
+            self.set_finished()  # otherwise Tune would wait here for minutes
+        if self.is_finished() or num_running >= slots:
             return None
         if self._recorded:
             return self._restore(self._recorded.popleft())
