@@ -1,18 +1,28 @@
-"""The settings: their rules, and the command line that they make."""
+"""The settings: their rules, the command line, and what happens to each on resume."""
 
 import dataclasses
 import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.settings import (
     LightningSettings,
+    OnResume,
     Settings,
-    SettingsError,
+    fixed,
+    momentary,
+    on_resume,
     parse_settings,
 )
+from tune_jobs.mnist import MNISTSettings
 
 
 @pytest.mark.parametrize(
@@ -47,14 +57,16 @@ from tune_jobs.engine.core.settings import (
         ("reduction_factor", math.nan, "nan"),
     ],
 )
-def test_broken_rule_names_setting_and_value(name: str, value: Any, shown: str) -> None:
+def test_settings_broken_rule_refused(name: str, value: Any, shown: str) -> None:
+    """The message has the name of the setting, its rule and the value given."""
     with pytest.raises(SettingsError) as info:
         LightningSettings(**{name: value})
-    assert str(info.value).startswith(f"{name} must be ")
+    verb = "consist of" if name == "name" else "be"
+    assert str(info.value).startswith(f"{name} must {verb} ")
     assert f"got {shown}" in str(info.value)
 
 
-def test_grace_epochs_beyond_max_epochs_are_refused_with_both_values() -> None:
+def test_settings_grace_exceeds_max_refused() -> None:
     with pytest.raises(SettingsError, match="must not exceed max_epochs, got 5 and 4"):
         LightningSettings(max_epochs=4, grace_epochs=5)
 
@@ -73,22 +85,23 @@ def test_grace_epochs_beyond_max_epochs_are_refused_with_both_values() -> None:
         ("grace_epochs", 10),
     ],
 )
-def test_value_at_its_bound_is_accepted(name: str, value: Any) -> None:
+def test_settings_accept_bounds(name: str, value: Any) -> None:
     assert getattr(LightningSettings(**{name: value}), name) == value
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().seed = 1  # type: ignore[misc]
 
 
-def test_no_arguments_give_the_defaults() -> None:
+def test_parse_no_arguments() -> None:
+    assert parse_settings(MNISTSettings, "a job", []) == MNISTSettings()
     assert parse_settings(LightningSettings, "a job", []) == LightningSettings()
     assert parse_settings(Settings, "a job", []) == Settings()
 
 
-def test_every_setting_round_trips_through_the_command_line() -> None:
-    wanted = LightningSettings(
+def test_parse_every_setting() -> None:
+    wanted = MNISTSettings(
         num_trials=7,
         max_concurrent=3,
         cpus_per_trial=0.5,
@@ -113,34 +126,45 @@ def test_every_setting_round_trips_through_the_command_line() -> None:
         data_dir="/data",
     )
     values = dataclasses.asdict(wanted)
-    assert all(values[field.name] != field.default for field in dataclasses.fields(wanted))
+    assert all(values[known.name] != known.default for known in dataclasses.fields(wanted))
     args = [
         text
         for name, value in values.items()
         for text in ("--" + name.replace("_", "-"), str(value))
         if text != "True"  # a flag stands alone
     ]
-    assert parse_settings(LightningSettings, "a job", args) == wanted
+    assert parse_settings(MNISTSettings, "a job", args) == wanted
 
 
-def test_gpus_per_trial_takes_auto_and_a_number() -> None:
+def test_parse_gpus_per_trial() -> None:
     assert parse_settings(Settings, "", ["--gpus-per-trial", "auto"]).gpus_per_trial == "auto"
     assert parse_settings(Settings, "", ["--gpus-per-trial", "0.4"]).gpus_per_trial == 0.4
 
 
-def test_data_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TUNE_JOBS_DATA_DIR", "/elsewhere")
-    assert parse_settings(LightningSettings, "", []).data_dir == "/elsewhere"
-    monkeypatch.delenv("TUNE_JOBS_DATA_DIR")
-    assert parse_settings(LightningSettings, "", []).data_dir == "data"
+PRINT_DATA_DIR = """
+from tune_jobs.engine.core.settings import parse_settings
+from tune_jobs.mnist import MNISTSettings
+print(parse_settings(MNISTSettings, "", []).data_dir)
+"""
 
 
-def test_broken_rule_on_the_command_line_is_a_settings_error() -> None:
+@pytest.mark.parametrize(
+    ("env", "data_dir"), [({"TUNE_JOBS_DATA_DIR": "/elsewhere"}, "/elsewhere"), ({}, "data")]
+)
+def test_mnist_data_dir_from_environment(env: dict[str, str], data_dir: str) -> None:
+    own = {name: text for name, text in os.environ.items() if name != "TUNE_JOBS_DATA_DIR"}
+    command = [sys.executable, "-c", PRINT_DATA_DIR]
+    done = subprocess.run(command, env={**own, **env}, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{data_dir}\n"
+
+
+def test_parse_broken_rule_refused() -> None:
     with pytest.raises(SettingsError, match="num_trials must be positive and finite, got 0"):
         parse_settings(Settings, "a job", ["--num-trials", "0"])
 
 
-def test_unknown_option_exits_2_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_parse_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit code is 2, and the message names the nearest option."""
     with pytest.raises(SystemExit) as info:
         parse_settings(LightningSettings, "a job", ["--num-trial", "3"])
     assert info.value.code == 2
@@ -152,51 +176,97 @@ def test_unknown_option_exits_2_and_names_the_nearest(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     "args", [["--num-trials", "many"], ["--data", "cifar"], ["--seed"], ["--gpus-per-trial", "all"]]
 )
-def test_value_that_cannot_be_parsed_exits_2(
-    args: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_parse_bad_value(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as info:
-        parse_settings(LightningSettings, "a job", args)
+        parse_settings(MNISTSettings, "a job", args)
     assert info.value.code == 2
     assert args[0] in capsys.readouterr().err
 
 
-def test_help_exits_0_and_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("settings_type", [Settings, LightningSettings, MNISTSettings])
+def test_help_names_every_setting(
+    settings_type: type[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code is 0."""
     with pytest.raises(SystemExit) as info:
-        parse_settings(LightningSettings, "a job of mine", ["--help"])
+        parse_settings(settings_type, "a job of mine", ["--help"])
     assert info.value.code == 0
     out = capsys.readouterr().out
     assert "a job of mine" in out
-    for field in dataclasses.fields(LightningSettings):
-        assert "--" + field.name.replace("_", "-") + " " in out
+    for known in dataclasses.fields(settings_type):
+        assert "--" + known.name.replace("_", "-") + " " in out
 
 
-def test_unknown_kind_of_asha_is_refused() -> None:
+def test_settings_unknown_asha_refused() -> None:
     with pytest.raises(SettingsError, match="asha must be 'promotion' or 'stopping', got 'Stop'"):
         LightningSettings(asha="Stop")  # type: ignore[arg-type]
 
 
-def test_help_has_the_medians_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_no_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """The engine knows no data set; the help of a copied job has only the job's own options."""
     with pytest.raises(SystemExit):
         parse_settings(LightningSettings, "a job", ["--help"])
-    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
-    section = readme.split("## How it decides")[1].split("\n## ")[0]
-    explained = {name: cells for name, *cells in read_rows(section)}
-    shown = {name: cells for name, *cells in read_rows(capsys.readouterr().out)}
-    assert shown.pop("slots") == ["1", "4", "16", "64"]
-    assert shown
-    for name, medians in shown.items():
-        for median, cell in zip(medians, explained[name], strict=True):
-            assert cell.replace("over 3,000", ">3000").startswith(median)
+    out = capsys.readouterr().out
+    assert not re.search("mnist|digits|--data|median", out, re.IGNORECASE)
 
 
-def read_rows(text: str) -> list[list[str]]:
-    """The cells of tables that have five columns."""
-    lines = [line.strip(" │").split("|") for line in text.splitlines()]
-    return [[cell.strip() for cell in line[1:-1]] for line in lines if len(line) == 7]
+def test_help_points_to_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    """The medians of both kinds of ASHA are in the file that the help names."""
+    with pytest.raises(SystemExit):
+        parse_settings(LightningSettings, "a job", ["--help"])
+    (named,) = re.findall(r"docs/\S+\.md", capsys.readouterr().out)
+    file = Path(__file__).parents[1] / named
+    assert file.is_file()
+    text = file.read_text()
+    assert "promotion" in text
+    assert "stopping" in text
 
 
-def test_storage_of_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def names_of(settings_type: type[Settings], rule: OnResume) -> set[str]:
+    return {f.name for f in dataclasses.fields(settings_type) if on_resume(f) == rule}
+
+
+def test_on_resume_of_each_setting() -> None:
+    """What must not change, and what is not recorded, is marked at the field."""
+    fixed_names = {"seed", "max_epochs", "grace_epochs", "asha", "reduction_factor", "warm_start"}
+    momentary_names = {"name", "storage_path", "address", "resume", "retry_failed", "enqueue"}
+    assert names_of(LightningSettings, OnResume.FIXED) == fixed_names
+    assert names_of(LightningSettings, OnResume.MOMENTARY) == momentary_names
+    assert names_of(Settings, OnResume.FIXED) == {"seed", "warm_start"}
+    assert names_of(MNISTSettings, OnResume.FIXED) == fixed_names | {"data"}
+
+
+@dataclass(frozen=True)
+class MarkedSettings(Settings):
+    """A job's own settings of each kind."""
+
+    plain: int = 1
+    kept: list[int] = field(default_factory=lambda: [1])
+    same: tuple[int, ...] = fixed((1, 2))
+    same_list: list[int] = fixed(factory=lambda: [1, 2])  # noqa: RUF009
+    once: str = momentary("a")
+    once_list: list[int] = momentary(factory=lambda: [3])  # noqa: RUF009
+
+
+def test_own_settings_marks() -> None:
+    own = MarkedSettings()
+    assert (own.plain, own.kept, own.same, own.once) == (1, [1], (1, 2), "a")
+    assert (own.same_list, own.once_list) == ([1, 2], [3])
+    assert MarkedSettings().same_list is not own.same_list
+    inherited = names_of(Settings, OnResume.FIXED)
+    assert names_of(MarkedSettings, OnResume.FIXED) - inherited == {"same", "same_list"}
+    inherited = names_of(Settings, OnResume.MOMENTARY)
+    assert names_of(MarkedSettings, OnResume.MOMENTARY) - inherited == {"once", "once_list"}
+
+
+def test_parse_over_recorded_settings() -> None:
+    """On resume, options that are left out have the recorded values, whatever their type."""
+    recorded = MarkedSettings(plain=2, kept=[4, 5], same=(6,), same_list=[7], num_trials=8)
+    parsed = parse_settings(MarkedSettings, "", ["--plain", "3"], default=recorded)
+    assert parsed == dataclasses.replace(recorded, plain=3)
+
+
+def test_storage_path_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TUNE_JOBS_STORAGE_PATH", raising=False)
     assert Settings().storage_path == "./results"
     monkeypatch.setenv("TUNE_JOBS_STORAGE_PATH", "s3://bucket/sweeps")
