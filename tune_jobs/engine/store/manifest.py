@@ -174,10 +174,13 @@ def _from_format_1(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _adapters(settings: Settings) -> Iterator[tuple[str, TypeAdapter[Any]]]:
     """What turns each recorded setting into JSON and back, by its annotation."""
-    hints = typing.get_type_hints(type(settings), include_extras=True)
+    try:
+        hints = typing.get_type_hints(type(settings), include_extras=True)
+    except NameError:  # a class within a function, with types of that function
+        hints = {}
     for known in dataclasses.fields(settings):
         if known.init and on_resume(known) != OnResume.MOMENTARY:
-            yield known.name, TypeAdapter(hints[known.name])
+            yield known.name, TypeAdapter(hints.get(known.name, Any))
 
 
 def _pack(settings: Settings) -> dict[str, Any]:
