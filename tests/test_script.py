@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
+from tune_jobs.engine.job import _own_command
 from tune_jobs.engine.trainable.script import script_of
 
 REPO = Path(__file__).parents[1]
@@ -83,3 +85,20 @@ def test_copied_job_knows_no_mnist() -> None:
         parse_settings(LightningSettings, "A job.", ["--data", "digits"])
     words = [path.read_text().lower() for path in (REPO / "tune_jobs" / "engine").rglob("*.py")]
     assert not any("mnist" in text for text in words)
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        (None, ["python", "jobs/train.py"]),
+        ("jobs.train", ["python", "-m", "jobs.train"]),
+        ("jobs.__main__", ["python", "-m", "jobs"]),
+    ],
+)
+def test_resume_command_starts_job(
+    module: str | None, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = None if module is None else ModuleSpec(module, None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--seed", "1"])
+    assert _own_command() == command
