@@ -1,10 +1,10 @@
-"""A sweep of tiny LightningModules that fare as their config says, for the tests.
+"""A sweep of tiny LightningModules that behave as their configs say, for the tests.
 
-    python tests/tiny.py --storage-path DIR --name NAME [--resume] ...     # also a job
+    TINY_NOTES=DIR python tests/tiny.py --storage-path DIR --name NAME [--resume] ...   # as a job
 
-Each epoch adds a random number to a weight, from torch's global state, and the score follows from
-the weight: a trial that does not go on exactly where it stood has another curve. All trials have
-the same seed, so trials with the same `x` have the same curve whatever befalls them.
+Each epoch adds a random number to a weight, from torch's global state, and the score is the weight:
+a trial that does not resume exactly where it stopped has another curve. All trials have the same
+seed, so trials with the same `x` have the same curve, however often they were interrupted.
 """
 
 from __future__ import annotations  # classes inside functions go to the workers by value
@@ -20,16 +20,15 @@ from ray import tune
 
 from tune_jobs.engine import LightningSettings, SweepResult, run_job, run_sweep
 
-SPACE = {
-    "x": tune.uniform(0, 1),
-    "fate": tune.choice(["good", "nan", "raise", "oom", "die", "full", "slow"]),
-}
+# What a trial does in its second epoch: "good" trains it, the others fail in one way or another.
+BEHAVIORS = ["good", "nan", "raise", "oom", "die", "full", "slow"]
+SPACE = {"x": tune.uniform(0, 1), "behavior": tune.choice(BEHAVIORS)}
 
 
 def tune_tiny(
     folder: Path, configs: list[dict[str, Any]] | None = None, **settings: Any
 ) -> SweepResult:
-    """Run a sweep in the folder, of the given configs first; its fates strike in epoch 2."""
+    """Run a sweep in the folder, of the given configs first."""
     if configs is not None:
         file = folder / "configs.json"
         file.write_text(json.dumps(configs))
@@ -41,7 +40,13 @@ def tune_tiny(
 
 
 def run_tiny(settings: LightningSettings, notes: str) -> SweepResult:
-    """Run a sweep; trials find in the folder `notes` whether their fate is still to strike."""
+    """Run a sweep.
+
+    Args:
+        settings: The settings.
+        notes: A folder. Trials append to `epochs.txt` and `deaths.txt` there; a file `no_BEHAVIOR`
+            makes trials of that behavior good from then on.
+    """
 
     def make_model(config: dict[str, Any], data: Any) -> Any:
         import errno
@@ -57,27 +62,27 @@ def run_tiny(settings: LightningSettings, notes: str) -> SweepResult:
 
             def on_train_epoch_start(self) -> None:
                 with open(f"{notes}/epochs.txt", "a") as file:
-                    file.write(f"{config['fate']} {self.current_epoch + 1}\n")
+                    file.write(f"{config['behavior']} {self.current_epoch + 1}\n")
                 if self.current_epoch == 1:
-                    self.meet_fate()
+                    self.misbehave()
 
-            def meet_fate(self) -> None:
-                fate = config["fate"]
-                if Path(notes, f"no_{fate}").exists():
+            def misbehave(self) -> None:
+                behavior = config["behavior"]
+                if Path(notes, f"no_{behavior}").exists():
                     return
-                if fate == "slow":
+                if behavior == "slow":
                     time.sleep(60)
-                if fate == "raise":
-                    raise ArithmeticError("as it was to be")
-                if fate == "oom":
-                    raise MemoryError("as it was to be")
-                if fate == "die":
+                if behavior == "raise":
+                    raise ArithmeticError("raised on purpose")
+                if behavior == "oom":
+                    raise MemoryError("raised on purpose")
+                if behavior == "die":
                     with open(f"{notes}/deaths.txt", "a") as file:
                         file.write("x\n")
                     os.kill(os.getpid(), signal.SIGKILL)
 
             def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-                is_full = config["fate"] == "full" and not Path(notes, "no_full").exists()
+                is_full = config["behavior"] == "full" and not Path(notes, "no_full").exists()
                 if is_full and self.current_epoch == 1:
                     raise OSError(errno.ENOSPC, "No space left on device", "checkpoint.ckpt")
 
@@ -85,7 +90,7 @@ def run_tiny(settings: LightningSettings, notes: str) -> SweepResult:
                 return -(self.weight * (config["x"] + torch.rand(1))).sum()
 
             def validation_step(self, batch: Any, batch_idx: int) -> None:
-                diverges = config["fate"] == "nan" and self.current_epoch > 0
+                diverges = config["behavior"] == "nan" and self.current_epoch > 0
                 score = torch.tensor(float("nan")) if diverges else self.weight[0]
                 self.log("score", score, batch_size=1)
 
