@@ -1,4 +1,4 @@
-"""The data: splits, MNIST's files and what is wrong with them, batches."""
+"""The data: splits, MNIST's files and their errors, batches."""
 
 import gzip
 import math
@@ -50,7 +50,7 @@ def forbid_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.splits, "_download_mnist", fail)
 
 
-def test_digits_have_the_documented_sizes() -> None:
+def test_digits_have_documented_sizes() -> None:
     splits = load_digits()
     assert [len(s[0]) for s in (splits.train, splits.val, splits.test)] == [1_197, 300, 300]
     assert [len(s[1]) for s in (splits.train, splits.val, splits.test)] == [1_197, 300, 300]
@@ -60,7 +60,7 @@ def test_digits_have_the_documented_sizes() -> None:
     assert splits.train[0].max() == 255
 
 
-def test_digits_splits_are_disjoint_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_splits_partition_data(monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn import datasets
 
     class Numbered:  # each item's label is its own number
@@ -74,20 +74,21 @@ def test_digits_splits_are_disjoint_and_complete(monkeypatch: pytest.MonkeyPatch
     assert set.union(*parts) == set(range(1_797))
 
 
-def test_digits_are_split_the_same_each_time() -> None:
+def test_digits_split_is_deterministic() -> None:
     first, second = load_digits(), load_digits()
     assert np.array_equal(first.val[0], second.val[0])
     assert np.array_equal(first.test[1], second.test[1])
 
 
-def test_mean_and_std_are_those_of_the_training_pixels_in_unit_range() -> None:
+def test_splits_mean_and_std() -> None:
+    """They are those of the training pixels in [0, 1]."""
     splits = load_digits()
     pixels = splits.train[0] / 255
     assert splits.mean == pytest.approx(pixels.mean())
     assert splits.std == pytest.approx(pixels.std())
 
 
-def test_full_size_mnist_is_split_55000_5000_10000(tmp_path: Path) -> None:
+def test_mnist_split_sizes(tmp_path: Path) -> None:
     write_mnist(tmp_path, models.splits.MNIST_FILES)
     splits = load_mnist(tmp_path)
     assert splits.train[0].shape == (55_000, 1, 28, 28)
@@ -97,7 +98,7 @@ def test_full_size_mnist_is_split_55000_5000_10000(tmp_path: Path) -> None:
     assert (splits.name, splits.in_size) == ("mnist", 784)
 
 
-def test_real_mnist_has_its_known_sizes_and_statistics() -> None:
+def test_real_mnist_statistics() -> None:
     if not (DATA_DIR / "MNIST" / "raw").is_dir():
         pytest.skip(f"no MNIST/raw in {DATA_DIR}; set TUNE_JOBS_DATA_DIR")
     splits = load_splits("auto", DATA_DIR)
@@ -109,9 +110,8 @@ def test_real_mnist_has_its_known_sizes_and_statistics() -> None:
 
 
 @pytest.mark.parametrize("part", SMALL_FILES)
-def test_truncated_file_is_named(
-    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mnist_truncated_file(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the file, and how many bytes it must hold."""
     name, shape = SMALL_FILES[part]
     raw = write_small_mnist(tmp_path, monkeypatch)
     content = idx_bytes(shape)
@@ -122,7 +122,7 @@ def test_truncated_file_is_named(
     assert f"must hold {len(content)} bytes, but has {len(content) - 1}" in str(info.value)
 
 
-def test_file_with_bytes_too_many_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mnist_oversized_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = write_small_mnist(tmp_path, monkeypatch)
     path = raw / "t10k-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes() + b"\0")
@@ -131,9 +131,10 @@ def test_file_with_bytes_too_many_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("content", [b"<html>not found</html>", idx_bytes((4,)), b""])
-def test_file_with_a_foreign_header_is_named(
+def test_mnist_foreign_header(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The error names the file."""
     raw = write_small_mnist(tmp_path, monkeypatch)
     (raw / "train-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(DataError) as info:
@@ -141,9 +142,7 @@ def test_file_with_a_foreign_header_is_named(
     assert str(raw / "train-images-idx3-ubyte") in str(info.value)
 
 
-def test_images_in_place_of_labels_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mnist_images_as_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = write_small_mnist(tmp_path, monkeypatch)
     (raw / "train-labels-idx1-ubyte").write_bytes(idx_bytes((6, 28, 28)))
     with pytest.raises(DataError, match="train-labels-idx1-ubyte is not MNIST's"):
@@ -151,7 +150,7 @@ def test_images_in_place_of_labels_are_refused(
 
 
 @pytest.mark.parametrize("part", SMALL_FILES)
-def test_missing_file_is_named(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mnist_missing_file(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = write_small_mnist(tmp_path, monkeypatch)
     missing = raw / SMALL_FILES[part][0]
     missing.unlink()
@@ -160,7 +159,7 @@ def test_missing_file_is_named(part: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert str(info.value) == f"{missing} is missing."
 
 
-def test_gzipped_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mnist_reads_gzipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = write_small_mnist(tmp_path, monkeypatch)
     forbid_download(monkeypatch)
     for name, _ in SMALL_FILES.values():
@@ -171,9 +170,7 @@ def test_gzipped_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("keep", [20, 5, 0])
-def test_truncated_gzip_file_is_named(
-    keep: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mnist_truncated_gzip(keep: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = write_small_mnist(tmp_path, monkeypatch)
     path = raw / "train-images-idx3-ubyte"
     zipped = raw / "train-images-idx3-ubyte.gz"
@@ -184,9 +181,8 @@ def test_truncated_gzip_file_is_named(
     assert str(zipped) in str(info.value)
 
 
-def test_mnist_without_files_and_network_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_mnist_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the folder for the files, the cause and the way out."""
     forbid_download(monkeypatch)
     with pytest.raises(DataError) as info:
         load_splits("mnist", tmp_path)
@@ -196,9 +192,10 @@ def test_mnist_without_files_and_network_says_what_to_do(
     assert "--data digits" in message
 
 
-def test_auto_without_files_and_network_takes_digits_and_says_so_in_one_line(
+def test_load_auto_without_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It takes the digits, and says so in one line."""
     forbid_download(monkeypatch)
     assert load_splits("auto", tmp_path).name == "digits"
     assert not list(tmp_path.iterdir())
@@ -208,7 +205,8 @@ def test_auto_without_files_and_network_takes_digits_and_says_so_in_one_line(
     assert "no route to host" in out
 
 
-def test_auto_does_not_hide_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_auto_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged file is an error, not a reason to take the digits."""
     raw = write_small_mnist(tmp_path, monkeypatch)
     forbid_download(monkeypatch)
     (raw / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes((4,))[:-2])
@@ -216,7 +214,7 @@ def test_auto_does_not_hide_a_damaged_file(tmp_path: Path, monkeypatch: pytest.M
         load_splits("auto", tmp_path)
 
 
-def test_auto_downloads_what_is_missing(
+def test_load_auto_downloads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(models.splits, "MNIST_FILES", SMALL_FILES)
@@ -227,16 +225,14 @@ def test_auto_downloads_what_is_missing(
     assert capsys.readouterr().out == ""
 
 
-def test_digits_ask_for_no_files_and_no_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_digits_needs_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_download(monkeypatch)
     assert load_splits("digits", tmp_path / "nowhere").name == "digits"
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 100])
-def test_batches_cover_every_item_once(batch_size: int, shuffle: bool) -> None:
+def test_batches_cover_items_once(batch_size: int, shuffle: bool) -> None:
     items = torch.arange(10)
     batches = Batches(items * 2, items, batch_size, shuffle)
     pairs = list(batches)
@@ -247,7 +243,7 @@ def test_batches_cover_every_item_once(batch_size: int, shuffle: bool) -> None:
     assert shuffle or torch.equal(labels, items)
 
 
-def test_batches_are_shuffled_by_the_seed_of_torch() -> None:
+def test_batches_shuffle_by_torch_seed() -> None:
     batches = Batches(torch.arange(50), torch.arange(50), 50, shuffle=True)
 
     def order(seed: int) -> list[int]:
@@ -259,14 +255,15 @@ def test_batches_are_shuffled_by_the_seed_of_torch() -> None:
     assert order(1) != list(range(50))
 
 
-def test_batches_are_shuffled_anew_each_epoch() -> None:
+def test_batches_shuffle_each_epoch() -> None:
     batches = Batches(torch.arange(50), torch.arange(50), 50, shuffle=True)
     torch.manual_seed(0)
     first, second = (next(iter(batches))[1] for _ in range(2))
     assert not torch.equal(first, second)
 
 
-def test_read_only_arrays_of_ray_make_batches_without_a_warning() -> None:
+def test_batches_from_read_only_arrays() -> None:
+    """Ray's arrays are read-only; torch's warning about that must not appear."""
     splits = load_digits()
     for images, labels in (splits.train, splits.val, splits.test):
         images.setflags(write=False)
@@ -277,7 +274,8 @@ def test_read_only_arrays_of_ray_make_batches_without_a_warning() -> None:
     assert labels.dtype == torch.int64
 
 
-def test_images_become_floats_in_unit_range_on_the_device() -> None:
+def test_images_converted_after_transfer() -> None:
+    """They become floats in [0, 1] on the device; the data stays bytes."""
     data = DigitsData()
     batch = next(iter(data.val_dataloader()))
     images, labels = data.on_after_batch_transfer(batch, 0)
@@ -287,14 +285,14 @@ def test_images_become_floats_in_unit_range_on_the_device() -> None:
     assert batch[0].max() == 255  # the data itself is untouched
 
 
-def test_data_module_gives_each_split_its_own_loader() -> None:
+def test_data_module_loaders() -> None:
     data = DigitsData()
     loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
     assert [len(loader.images) for loader in loaders] == [1_197, 300, 300]
     assert [loader.shuffle for loader in loaders] == [True, False, False]
 
 
-def test_mnist_data_takes_the_splits_it_is_given() -> None:
+def test_mnist_data_given_splits() -> None:
     images, labels = np.zeros((3, 1, 28, 28), np.uint8), np.zeros(3, np.int64)
     part = (images, labels)
     splits = Splits("mnist", part, part, part, mean=0.5, std=0.5)

@@ -20,7 +20,7 @@ def layer_names(model: MLP) -> list[str]:
     ]
 
 
-def test_default_mlp_is_exactly_three_linear_layers_with_relu() -> None:
+def test_mlp_default_layers() -> None:
     assert layer_names(MLP()) == [
         "Linear(784, 128)",
         "ReLU",
@@ -30,7 +30,7 @@ def test_default_mlp_is_exactly_three_linear_layers_with_relu() -> None:
     ]
 
 
-def test_extra_layers_are_hidden_ones() -> None:
+def test_mlp_extra_layers() -> None:
     assert layer_names(MLP(in_size=64, hidden_size=32, out_size=4, num_layers=5)) == [
         "Linear(64, 32)",
         "ReLU",
@@ -39,16 +39,17 @@ def test_extra_layers_are_hidden_ones() -> None:
     ]
 
 
-def test_two_layers_have_one_hidden_layer() -> None:
+def test_mlp_two_layers() -> None:
     assert layer_names(MLP(num_layers=2)) == ["Linear(784, 128)", "ReLU", "Linear(128, 10)"]
 
 
-def test_fewer_than_two_layers_are_refused() -> None:
+def test_mlp_one_layer_refused() -> None:
     with pytest.raises(ValueError, match="at least 2, but got 1"):
         MLP(num_layers=1)
 
 
-def test_dropout_follows_each_hidden_layer_and_not_the_last() -> None:
+def test_mlp_dropout_layers() -> None:
+    """Dropout follows each hidden layer, not the last one."""
     model = MLP(dropout=0.25)
     assert layer_names(model) == [
         "Linear(784, 128)",
@@ -63,33 +64,32 @@ def test_dropout_follows_each_hidden_layer_and_not_the_last() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 28, 28), (5, 784), (1, 1, 28, 28)])
-def test_forward_gives_one_logit_per_class(shape: tuple[int, ...]) -> None:
+def test_mlp_forward_shape(shape: tuple[int, ...]) -> None:
     assert MLP()(torch.rand(shape)).shape == (shape[0], 10)
 
 
-def test_forward_normalises_its_input() -> None:
+def test_mlp_forward_normalizes() -> None:
     model = MLP(mean=0.5, std=0.25)
     images = torch.rand(3, 1, 28, 28)
     expected = model.layers((images.flatten(1) - 0.5) / 0.25)
     torch.testing.assert_close(model(images), expected)
 
 
-def test_weights_carry_the_normalisation() -> None:
+def test_mlp_weights_hold_normalization() -> None:
     state = MLP(mean=0.2, std=0.4).state_dict()
     assert state["mean"].item() == pytest.approx(0.2)
     assert state["std"].item() == pytest.approx(0.4)
 
 
-def test_optimizer_takes_learning_rate_and_weight_decay() -> None:
+def test_mlp_optimizer_options() -> None:
     optimizer = MLP(lr=0.02, weight_decay=0.3).configure_optimizers()
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.param_groups[0]["lr"] == 0.02
     assert optimizer.param_groups[0]["weight_decay"] == 0.3
 
 
-def test_one_epoch_logs_its_metrics_and_its_checkpoint_loads_as_weights_only(
-    tmp_path: Path,
-) -> None:
+def test_mlp_trains_and_loads_checkpoint(tmp_path: Path) -> None:
+    """One epoch logs all metrics, and its checkpoint loads with `weights_only=True`."""
     pl.seed_everything(0, verbose=False)
     model = MLP(in_size=64, hidden_size=16)
     trainer = pl.Trainer(
