@@ -1,4 +1,4 @@
-"""Trials that are paused and go on, in a real sweep of the project's own model."""
+"""Trials that pause and resume, in a real sweep of the project's own model."""
 
 from __future__ import annotations  # classes inside functions go to the workers by value
 
@@ -13,7 +13,7 @@ import ray
 from pytorch_lightning.loggers import CSVLogger
 
 from models.splits import load_digits
-from tune_jobs.engine import LightningSettings, Sweep, run_sweep
+from tune_jobs.engine import LightningSettings, SweepResult, run_sweep
 from tune_jobs.mnist import SEARCH_SPACE, make_data
 
 pytestmark = pytest.mark.slow
@@ -26,8 +26,8 @@ def _ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def tune_digits(folder: Path, **settings: Any) -> Sweep:
-    """Tune the MLP on the digits: with dropout, shuffled batches, AdamW and a schedule for it."""
+def tune_digits(folder: Path, **settings: Any) -> SweepResult:
+    """Tune the MLP on the digits, with dropout, shuffled batches, AdamW and a schedule."""
 
     def make_model(config: dict[str, Any], data: Any) -> Any:
         import torch
@@ -67,7 +67,8 @@ def tune_digits(folder: Path, **settings: Any) -> Sweep:
     )
 
 
-def read_results(sweep: Sweep) -> dict[int, list[dict[str, Any]]]:
+def read_results(sweep: SweepResult) -> dict[int, list[dict[str, Any]]]:
+    """The results of each trial, by its number."""
     files = sorted(Path(sweep.path).glob("trial_*/result.json"))
     return {
         int(file.parent.name.removeprefix("trial_")): [
@@ -77,22 +78,22 @@ def read_results(sweep: Sweep) -> dict[int, list[dict[str, Any]]]:
     }
 
 
-def test_paused_trials_go_on_exactly_in_processes_that_are_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_paused_trials_resume_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They resume in the processes of the slots, and their curves are those of trials that never
+    paused: training and validation metrics, learning rate and weights."""
     sweep = tune_digits(tmp_path, name="paused")
     lines = capsys.readouterr().out.splitlines()
     paused = {int(line.split()[1]) for line in lines if " PAUSED with value " in line}
     results = read_results(sweep)
-    # Not those that were promoted as they reported, and so have never stopped.
+    # A trial that is promoted as it reports is never stopped.
     resumed = [number for number in paused if len(results[number]) > 1]
     assert resumed
     assert {row["state"] for row in sweep.rows} == {"COMPLETE", "PRUNED"}
     assert {row["reason"] for row in sweep.rows} == {"last epoch", "asha"}
-    # Each pause would cost the start of a process, were its own not used again.
+    # Two slots: if processes were not reused, each pause would cost the start of one.
     assert len({result["pid"] for rows in results.values() for result in rows}) <= 2
 
-    # The logger alone would delete the first part as the second begins.
+    # By itself, the logger would delete the first part when the second begins.
     for number in resumed:
         parts = (tmp_path / "logs" / "paused").glob(f"trial_{number:04d}*/metrics.csv")
         rows = [row for part in parts for row in csv.DictReader(part.read_text().splitlines())]
