@@ -1,12 +1,13 @@
-"""What is said of the cluster while a sweep runs."""
+"""What the monitor of a cluster notifies of, and the slots that it counts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-import tune_jobs.engine.cluster.monitor
-from tune_jobs.engine.cluster.connection import Capacity
-from tune_jobs.engine.cluster.monitor import ClusterWatch
+from tune_jobs.engine.cluster import monitor as monitor_module
+from tune_jobs.engine.cluster.capacity import Capacity
+from tune_jobs.engine.cluster.monitor import ClusterMonitor
 from tune_jobs.engine.cluster.slots import Resources, plan_resources
 from tune_jobs.engine.core.settings import Settings
 
@@ -21,7 +22,7 @@ class Trial:
 
 
 class Cluster:
-    """A cluster whose nodes come and go."""
+    """A cluster whose nodes join and leave."""
 
     def __init__(self, most: int, *names: str) -> None:
         self.most, self.names = most, set(names)
@@ -34,66 +35,80 @@ class Cluster:
         return Capacity(alive, names, startable)
 
 
-def watch(cluster: Cluster, most: int | None = None) -> ClusterWatch:
+def monitor_of(
+    cluster: Cluster, most: int | None = None, notify: Callable[[str], None] = lambda text: None
+) -> ClusterMonitor:
     settings = Settings(gpus_per_trial=0.5, max_concurrent=most)
-    return ClusterWatch(plan_resources(settings, cluster.read().nodes), most, cluster.read)
+    resources = plan_resources(settings, cluster.read().nodes)
+    return ClusterMonitor(resources, most, cluster.read, notify)
 
 
-def look(watch: ClusterWatch, monkeypatch: pytest.MonkeyPatch, *trials: Any) -> None:
-    monkeypatch.setattr(tune_jobs.engine.cluster.monitor, "PERIOD_S", 0)
-    watch.on_step_begin(0, list(trials))
+def step(monitor: ClusterMonitor, monkeypatch: pytest.MonkeyPatch, *trials: Any) -> None:
+    monkeypatch.setattr(monitor_module, "PERIOD_S", 0)
+    monitor.on_step_begin(0, list(trials))
 
 
-def test_nothing_up_yet_is_said_with_the_type_that_is_started() -> None:
-    waits_for = watch(Cluster(4)).describe_wait(20)
+def test_monitor_names_starting_type() -> None:
+    """No node has joined yet."""
+    waits_for = monitor_of(Cluster(4)).describe_wait(20)
     assert waits_for == "0 of 4 GPUs; the autoscaler is starting gpu_spot"
 
 
-def test_nothing_is_waited_for_where_all_trials_can_run() -> None:
-    assert watch(Cluster(4, "a")).describe_wait(2) is None
-    assert watch(Cluster(4, "a"), most=2).describe_wait(20) is None
-    assert watch(Cluster(4, "a")).describe_wait(3) is not None
+def test_monitor_waits_for_nothing() -> None:
+    """Nothing is waited for only where all remaining trials have a slot."""
+    assert monitor_of(Cluster(4, "a")).describe_wait(2) is None
+    assert monitor_of(Cluster(4, "a"), most=2).describe_wait(20) is None
+    assert monitor_of(Cluster(4, "a")).describe_wait(3) is not None
 
 
-def test_cpus_are_counted_where_trials_take_no_gpu() -> None:
+def test_monitor_counts_cpus() -> None:
+    """Trials without a GPU wait for CPUs."""
     capacity = Capacity({"1": HEAD}, {"1": "head"}, (("small", SMALL),) * 3)
-    waits_for = ClusterWatch(Resources(1, 0, 3), None, lambda: capacity).describe_wait(3)
+    waits_for = ClusterMonitor(Resources(1, 0, 3), None, lambda: capacity).describe_wait(3)
     assert waits_for == "0 of 3 CPUs; the autoscaler is starting small"
 
 
-def test_nodes_that_come_and_go_are_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_monitor_notifies_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(2)
-    watched = watch(cluster)
+    notices: list[str] = []
+    monitor = monitor_of(cluster, notify=notices.append)
     cluster.names |= {"a"}
-    look(watched, monkeypatch, Trial(), Trial(), Trial())
+    step(monitor, monkeypatch, Trial(), Trial(), Trial())
     cluster.names |= {"b"}
-    look(watched, monkeypatch, Trial(), Trial(), Trial())
+    step(monitor, monkeypatch, Trial(), Trial(), Trial())
     cluster.names -= {"a"}
-    look(watched, monkeypatch, Trial(), Trial(is_finished=True))
-    look(watched, monkeypatch, Trial())
-    assert capsys.readouterr().out.splitlines() == [
-        "Node a has come: 1 of 2 GPUs; the autoscaler is starting gpu_spot",
-        "Node b has come: 2 of 2 GPUs",
-        "Node a is gone: 1 of 2 GPUs",
+    step(monitor, monkeypatch, Trial(), Trial(is_finished=True))
+    step(monitor, monkeypatch, Trial())
+    assert notices == [
+        "Node a has joined: 1 of 2 GPUs; the autoscaler is starting gpu_spot",
+        "Node b has joined: 2 of 2 GPUs",
+        "Node a has left: 1 of 2 GPUs",
     ]
 
 
-def test_node_that_was_not_planned_with_gives_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_monitor_tells_wait() -> None:
+    notices: list[str] = []
+    monitor_of(Cluster(4, "a"), notify=notices.append).tell_wait(2)
+    assert not notices
+    monitor_of(Cluster(4), notify=notices.append).tell_wait(20)
+    assert notices == ["0 of 4 GPUs; the autoscaler is starting gpu_spot"]
+
+
+def test_monitor_adds_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that joins after the sweep was planned adds slots, up to the limit."""
     cluster = Cluster(0, "a")
-    watched, limited = watch(cluster), watch(cluster, most=3)
-    assert watched.slots == 2
+    monitor, limited = monitor_of(cluster), monitor_of(cluster, most=3)
+    assert monitor.slots == 2
     cluster.names |= {"b"}
-    for each in (watched, limited):
-        look(each, monkeypatch)
-    assert (watched.slots, limited.slots) == (4, 3)
+    for each in (monitor, limited):
+        step(each, monkeypatch)
+    assert (monitor.slots, limited.slots) == (4, 3)
     cluster.names -= {"a", "b"}
-    look(watched, monkeypatch)
-    assert watched.slots == 2  # what was planned: Tune waits for its nodes
+    step(monitor, monkeypatch)
+    assert monitor.slots == 2  # the plan: Tune waits for its nodes
 
 
-def test_cluster_is_not_asked_at_every_step() -> None:
+def test_monitor_reads_cluster_rarely() -> None:
     class Asked(Cluster):
         count = 0
 
@@ -102,7 +117,7 @@ def test_cluster_is_not_asked_at_every_step() -> None:
             return super().read()
 
     cluster = Asked(2, "a")
-    watched = ClusterWatch(Resources(1, 0.5, 4), None, cluster.read)
+    monitor = ClusterMonitor(Resources(1, 0.5, 4), None, cluster.read)
     for _ in range(100):
-        watched.on_step_begin(0, [])
+        monitor.on_step_begin(0, [])
     assert cluster.count == 2
