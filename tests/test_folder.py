@@ -92,7 +92,7 @@ def test_url_files_uploaded(tmp_path: Path) -> None:
     """The files are at the URL when the sweep ends; then its name is taken."""
     with new_work(f"file://{tmp_path}/far") as folder:
         (folder.local / "best.json").write_text("{}")
-        assert not list((tmp_path / "far" / "s").iterdir())  # the probe is gone
+        assert not list((tmp_path / "far" / "s").iterdir())  # the probe was deleted
     assert (tmp_path / "far" / "s" / "best.json").read_text() == "{}"
     with (
         pytest.raises(SettingsError, match="already exists"),

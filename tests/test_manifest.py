@@ -115,7 +115,7 @@ def test_manifest_damaged_refused(content: str, tmp_path: Path) -> None:
 
 
 def write_format_1(folder: Path, loaded: str | None, **settings: Any) -> None:
-    """A manifest as it was before a job's own settings class named its data."""
+    """A manifest of the format before a job's own settings class named its data."""
     content = {
         "format": 1,
         "metric": "acc",
@@ -217,7 +217,7 @@ def record(folder: Path, settings: Settings) -> Manifest:
 
 
 def test_own_settings_round_trip(tmp_path: Path) -> None:
-    """Every type comes back as it was, not as JSON has it."""
+    """Every value comes back with its own type, not with that of JSON."""
     manifest = record(tmp_path, OwnSettings(**OWN, note="now", max_epochs=7))
     assert not {"note", "thing"} & manifest.settings.keys()
     resumed = recorded_settings(tmp_path, OwnSettings(note="later"))

@@ -100,7 +100,7 @@ def test_second_driver_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [["sweep.json"], ["sweep.json", "study.log"]])
 def test_resume_driver_died_before_record(left: list[str], tmp_path: Path) -> None:
-    """The sweep starts as it was asked for: nothing but the request was recorded."""
+    """The sweep starts with the recorded request; nothing else was recorded."""
     file = tmp_path / "configs.json"
     file.write_text(json.dumps([{"x": 0.1}]))
     with open_sweep(ask_for(tmp_path, num_trials=7, enqueue=str(file)), "s"):
