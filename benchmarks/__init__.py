@@ -1,1 +1,1 @@
-"""Whole-process measurements: how fast a sweep is, and what a GPU's shares do."""
+"""Benchmarks: speed, accuracy and cost of sweeps, GPU shares, and searches in simulated time."""

@@ -1,4 +1,4 @@
-"""What the jobs find with their defaults, seed by seed, as a user runs them.
+"""Measure what the jobs find with their default settings, for several seeds.
 
 python -m benchmarks.accuracy --data-dir data     # five minutes on two cores
 """
@@ -16,17 +16,18 @@ import tyro
 
 @dataclass(frozen=True)
 class Args:
-    """Run the default sweeps for several seeds."""
+    """Run the jobs with their default settings for several seeds."""
 
     data_dir: Path
     """Folder with torchvision's MNIST/raw."""
     mnist_seeds: int = 3
-    """Seeds 0 to this many, exclusive, of mnist.py."""
+    """Number of seeds for mnist.py, from 0 on."""
     garden_seeds: int = 5
-    """The same of garden.py."""
+    """Number of seeds for garden.py, from 0 on."""
 
 
 def run_job(job: str, seed: int, *options: str) -> dict[str, Any]:
+    """Run a job as a user does; return the contents of its best.json."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", f"tune_jobs.{job}", "--seed", str(seed), *options]
         command += ["--storage-path", folder, "--name", "sweep"]
@@ -45,8 +46,8 @@ def main(args: Args) -> None:
         )
     for seed in range(args.garden_seeds):
         best = run_job("garden", seed)
-        short_of = 100 * (1 - best["score"] / 31_250)
-        print(f"garden seed {seed}: {short_of:.4f} % short of the best, {best['seconds']:.0f} s")
+        gap = 100 * (1 - best["score"] / 31_250)
+        print(f"garden seed {seed}: {gap:.4f} % below the optimum, {best['seconds']:.0f} s")
 
 
 if __name__ == "__main__":

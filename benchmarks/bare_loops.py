@@ -1,8 +1,9 @@
-"""The limit: bare torch loops over a list of trials in two processes. No search, no framework.
+"""Train a list of trials with bare torch loops in two processes: no search, no framework.
 
     python -m benchmarks.bare_loops --trials trials.json --data-dir data
 
-trials.json is a list of {"config": ..., "epochs": n}; each process takes the next one.
+This is the limit that `benchmarks.speed` compares sweeps with. trials.json is a list of
+{"config": ..., "epochs": n}; each process takes the next trial from it.
 """
 
 import json
@@ -25,7 +26,7 @@ class Args:
     data_dir: Path
     """Folder with torchvision's MNIST/raw."""
     fused: bool = False
-    """AdamW's fused kernel, which the project's MLP uses; torch's default is a loop."""
+    """Use AdamW's fused kernel, as this project's MLP does; torch's default is a loop."""
 
 
 def work(trials: "multiprocessing.SimpleQueue[dict[str, Any] | None]", args: Args) -> None:

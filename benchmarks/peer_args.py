@@ -1,4 +1,4 @@
-"""What a peer of the benchmark is told: `PeerArgs`."""
+"""The command line of the peers of `benchmarks.speed`: `PeerArgs`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PeerArgs:
-    """Run a peer of the benchmark."""
+    """Run a peer of `benchmarks.speed`."""
 
     trials: Path
-    """Where the list of {"config": ..., "epochs": n} is written."""
+    """JSON file for the list of trials, {"config": ..., "epochs": n} each."""
     data_dir: Path
     """Folder with torchvision's MNIST/raw."""
     num_trials: int = 16
     """Configs to try."""
     max_epochs: int = 4
-    """Epochs a trial trains at most."""
+    """Epochs that a trial trains at most."""

@@ -1,4 +1,4 @@
-"""A peer: plain Optuna and Lightning in two processes with a shared study, as users write it."""
+"""A peer: plain Optuna and Lightning, in two processes that share a study, as users write it."""
 
 import json
 import multiprocessing

@@ -1,13 +1,13 @@
-"""Train configs of the MNIST space to the end, and keep their curves for simulated sweeps.
+"""Record the learning curves of many configs of the MNIST space, for simulated sweeps.
 
     python -m benchmarks.record_curves --data mnist --data-dir data    # 420 configs, 80 min
-    python -m benchmarks.record_curves --data mnist --data-dir data --num-repeats 7    # and 16 min
+    python -m benchmarks.record_curves --data mnist --data-dir data --num-repeats 7    # 16 min more
     python -m benchmarks.record_curves --data digits                   # minutes
 
-A config is drawn from its index alone, and its weights from that and the number of the repeat, so a
-run that was cut off goes on where it was, in any number of processes, and the table grows without
-changing what it has. Repeats tell the luck of a training from what its config is worth. The seconds
-are those of a machine that others used too.
+A config depends on its index alone, and its initial weights on the index and the number of the
+repeat. So an interrupted run can be continued, with any number of processes, and the table can grow
+without changing the curves in it. Repeats separate the luck of a training from the quality of its
+config. The recorded seconds are from a machine that others used at the same time.
 """
 
 import csv
@@ -31,39 +31,39 @@ from tune_jobs.mnist import SEARCH_SPACE, make_data, make_model
 
 CURVES = Path(__file__).parent / "curves"
 COLUMNS = ["index", "repeat", "epoch", "val_acc", "val_loss", "seconds"]
-NUM_KEYS = 2  # of the columns
-REPEATED_SHARE = 0.25  # whose configs are repeated: the best of those recorded
+NUM_KEYS = 2  # the first columns, which identify a training
+REPEATED_SHARE = 0.25  # configs are repeated from this best share of the recorded ones
 SEEDS_A_REPEAT = 1_000_000
 
 
 @dataclass(frozen=True)
 class Args:
-    """Record the curves of many configs."""
+    """Record the learning curves of many configs."""
 
     data: Literal["mnist", "digits"] = "mnist"
-    """What they train on."""
+    """Data set to train on."""
     data_dir: Path = Path("data")
     """Folder with torchvision's MNIST/raw."""
     num_configs: int = 420
-    """Configs; those that have been recorded are left out."""
+    """Configs to record; those already recorded are skipped."""
     max_epochs: int = 27
-    """Epochs each of them trains."""
+    """Epochs of each training."""
     num_images: int = 20_000
     """Training images, at most."""
     num_repeats: int = 0
-    """Times that some of the best quarter are trained again, from other weights."""
+    """How often some configs of the best quarter are trained again, from other weights."""
     num_repeated: int = 16
-    """Configs that are."""
+    """How many configs are trained again."""
     num_processes: int = os.cpu_count() or 1
-    """Configs that train side by side, on one core each."""
+    """Configs that train in parallel, on one core each."""
 
 
 class Training(NamedTuple):
-    """A config that is trained once.
+    """One training of a config.
 
     Attributes:
-        config: The index that it is drawn from.
-        repeat: 0, or which of the times that it was trained again.
+        config: The index of the config.
+        repeat: 0 for the first training, 1 for the first repeat, and so on.
     """
 
     config: int
@@ -75,7 +75,7 @@ class Training(NamedTuple):
 
 
 def draw_config(index: int) -> dict[str, Any]:
-    """The config with this index: the same whoever asks, and whenever."""
+    """Draw the config with this index; it is always the same."""
     rng = np.random.RandomState(index)
     drawn = {name: domain.sample(random_state=rng) for name, domain in SEARCH_SPACE.items()}
     return {
@@ -93,7 +93,7 @@ def record(training: Training, data: Splits, max_epochs: int) -> list[list[float
     """Train one config once.
 
     Returns:
-        The rows of `COLUMNS`, one an epoch; seconds are the epoch's own, validation included.
+        One row of `COLUMNS` for each epoch; its seconds include the validation.
     """
     import pytorch_lightning as pl
 
@@ -135,25 +135,27 @@ def record(training: Training, data: Splits, max_epochs: int) -> list[list[float
 
 
 def read_curves(data: str) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """The recorded configs of a data set.
+    """Read the recorded configs of a data set.
 
     Returns:
-        The configs, N of them, and "val_acc", "val_loss" and "seconds", all with shape (N, epochs).
+        The N configs; and "val_acc", "val_loss" and "seconds", each with shape (N, epochs).
     """
     recorded = read_rows(table_of(data))
-    firsts = _first_times(recorded)
+    firsts = _first_trainings(recorded)
     curves = _stack([recorded[training] for training in firsts])
     return [draw_config(training.config) for training in firsts], curves
 
 
 def read_repeats(data: str, metric: str) -> dict[int, np.ndarray]:
-    """What the configs that were trained again have shown, shape (repeats, epochs).
+    """Read the repeats of the configs that were trained again.
 
-    They go by their places among the configs of `read_curves`. Their first times, for which they
-    were chosen, are left out: those were lucky.
+    The first training of each config is left out: the config was chosen for it, so it was lucky.
+
+    Returns:
+        Position among the configs of `read_curves` -> values with shape (repeats, epochs).
     """
     recorded = read_rows(table_of(data))
-    places = {first.config: place for place, first in enumerate(_first_times(recorded))}
+    places = {first.config: place for place, first in enumerate(_first_trainings(recorded))}
     repeats = sorted(training for training in recorded if training.repeat)
     return {
         places[config]: _stack([recorded[training] for training in group])[metric]
@@ -162,7 +164,7 @@ def read_repeats(data: str, metric: str) -> dict[int, np.ndarray]:
 
 
 def read_rows(path: Path) -> dict[Training, list[list[str]]]:
-    """What follows the keys in the rows of each training; nothing where the file is not there."""
+    """Read the rows of each training, without their keys; empty if the file does not exist."""
     recorded: dict[Training, list[list[str]]] = {}
     if path.exists():
         with gzip.open(path, "rt", newline="") as file:
@@ -172,10 +174,10 @@ def read_rows(path: Path) -> dict[Training, list[list[str]]]:
 
 
 def write_curves(parts: Path, path: Path) -> int:
-    """Add what has been recorded to what is there, in the order of the indices.
+    """Add the curves of the part files to the table, sorted by index.
 
     Returns:
-        How many curves that are.
+        The number of curves in the table.
     """
     recorded = read_rows(path)
     for part in parts.glob("*.json"):
@@ -186,7 +188,7 @@ def write_curves(parts: Path, path: Path) -> int:
     writer.writerow(COLUMNS)
     for training in sorted(recorded):
         writer.writerows([*training, *row] for row in recorded[training])
-    # No time in the header: the same curves are the same bytes.
+    # Without a time in the header, the same curves always give the same bytes.
     path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
     return len(recorded)
 
@@ -196,7 +198,7 @@ def table_of(data: str) -> Path:
 
 
 def list_trainings(args: Args) -> list[Training]:
-    """All that are asked for."""
+    """All trainings that the arguments ask for."""
     firsts = [Training(index) for index in range(args.num_configs)]
     if not args.num_repeats:
         return firsts
@@ -206,19 +208,22 @@ def list_trainings(args: Args) -> list[Training]:
 
 
 def choose_repeated(args: Args) -> list[int]:
-    """Those that have been already, else some evenly among the best of the recorded ones.
+    """Choose the configs to train again.
+
+    These are the ones that already have repeats; or, if there are none, configs evenly spaced among
+    the best recorded ones.
 
     Raises:
         SystemExit: No config has been recorded.
     """
     recorded = read_rows(table_of(args.data))
     if not recorded:
-        raise SystemExit("no config has been recorded; leave out --num-repeats first.")
+        raise SystemExit("no configs are recorded; run without --num-repeats first.")
     again = sorted({training.config for training in recorded if training.repeat})
     if again:
         return again
     _, curves = read_curves(args.data)
-    firsts = _first_times(recorded)
+    firsts = _first_trainings(recorded)
     ranked = (-curves["val_acc"].max(axis=1)).argsort(kind="stable")
     places = np.linspace(0, REPEATED_SHARE * len(ranked), args.num_repeated, endpoint=False)
     return [firsts[ranked[int(place)]].config for place in places]
@@ -229,10 +234,10 @@ def work(args: Args, parts: Path, first: int, trainings: list[Training]) -> None
 
     torch.set_num_threads(1)
     data = load_images(args)
-    there = read_rows(table_of(args.data))
+    recorded = read_rows(table_of(args.data))
     for training in trainings[first :: args.num_processes]:
         part = parts / f"{training.config}-{training.repeat}.json"
-        if training not in there and not part.exists():
+        if training not in recorded and not part.exists():
             unfinished = part.with_suffix(".part")
             unfinished.write_text(json.dumps(record(training, data, args.max_epochs)))
             unfinished.rename(part)
@@ -255,13 +260,13 @@ def main(args: Args) -> None:
     print(f"{write_curves(parts, path)} curves in {path}")
 
 
-def _first_times(recorded: Iterable[Training]) -> list[Training]:
-    """Each config's first training, in the order of their indices."""
+def _first_trainings(recorded: Iterable[Training]) -> list[Training]:
+    """The first training of each config, sorted by index."""
     return sorted(training for training in recorded if not training.repeat)
 
 
 def _stack(rows: list[list[list[str]]]) -> dict[str, np.ndarray]:
-    """The columns of some trainings, each with shape (trainings, epochs)."""
+    """Stack the columns of some trainings, each with shape (trainings, epochs)."""
     table = np.array(rows, float)  # (trainings, epochs, columns from the epoch on)
     names = COLUMNS[NUM_KEYS:]
     return {name: table[:, :, names.index(name)] for name in names[1:]}

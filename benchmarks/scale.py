@@ -1,14 +1,13 @@
-"""How busy a sweep keeps many nodes: logical GPUs, simulated here, and trials that sleep.
+"""Measure how busy a sweep keeps the slots of many nodes.
 
     python -m benchmarks.scale
     python -m benchmarks.scale --num-nodes 32 --num-trials 800
 
-What limits it is the driver, one process that hears every report, and here, where all nodes share
-the cores of one machine, the start of their processes.
+The nodes are simulated on this machine, with one logical GPU each, and trials sleep. Two things
+limit how busy the slots are: the driver, one process that handles every report; and here, where all
+nodes share the cores of one machine, the start of the trials' processes.
 """
 
-import contextlib
-import io
 import json
 import tempfile
 import time
@@ -25,14 +24,14 @@ from tune_jobs.engine import Settings, run_sweep
 
 @dataclass(frozen=True)
 class Args:
-    """Measure how busy slots are between the first start of a trial and the last."""
+    """Measure how busy slots are between the first and the last start of a trial."""
 
     num_nodes: int = 16
-    """Nodes with one logical GPU each."""
+    """Nodes, each with one logical GPU."""
     share: float = 1.0
-    """Share of a GPU that a trial takes."""
+    """Share of a GPU that a trial holds."""
     num_trials: int = 400
-    """Trials."""
+    """Trials of the sweep."""
     trial_s: float = 5.0
     """Seconds that a trial sleeps."""
     num_reports: int = 10
@@ -41,14 +40,18 @@ class Args:
 
 @dataclass(frozen=True)
 class Run:
-    """One trial's time, in seconds."""
+    """When one trial started and ended, in seconds."""
 
     start: float
     end: float
 
 
 def sweep(args: Args, folder: Path) -> list[Run]:
-    """Run the sweep; returns when each trial ran."""
+    """Run the sweep.
+
+    Returns:
+        When each trial ran, in the order of their starts.
+    """
     notes = folder / "notes"
     notes.mkdir()
 
@@ -60,26 +63,26 @@ def sweep(args: Args, folder: Path) -> list[Run]:
         (notes / f"{start}.json").write_text(json.dumps([start, time.time()]))
         return float(config["x"])
 
-    # Nodes of a real cluster have their memory for themselves.
+    # A small object store for each node: here all of them share the memory of one machine.
     store = {"object_store_memory": 80_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **store})
     per_node = max(1, int(1 / args.share + 1e-9))
     for _ in range(args.num_nodes):
         cluster.add_node(num_cpus=per_node, num_gpus=1, **store)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            run_sweep(
-                Settings(
-                    num_trials=args.num_trials,
-                    gpus_per_trial=args.share,
-                    storage_path=str(folder),
-                    address=cluster.address,
-                ),
-                space={"x": tune.uniform(0, 1)},
-                metric="score",
-                mode="max",
-                objective=sleep,
-            )
+        run_sweep(
+            Settings(
+                num_trials=args.num_trials,
+                gpus_per_trial=args.share,
+                storage_path=str(folder),
+                address=cluster.address,
+            ),
+            space={"x": tune.uniform(0, 1)},
+            metric="score",
+            mode="max",
+            objective=sleep,
+            progress=None,
+        )
     finally:
         cluster.shutdown()
     runs = [Run(*json.loads(file.read_text())) for file in notes.iterdir()]
@@ -97,11 +100,10 @@ def main(args: Args) -> None:
     full = runs[min(slots, len(runs)) - 1].start
     steady = sum(max(0.0, min(r.end, last) - max(r.start, full)) for r in runs if r.end > full)
     print(f"{len(runs)} trials on {slots} slots, {last - first:.1f} s from first to last start")
-    print(
-        f"busy: {busy / slots / (last - first):.1%}; all slots had started at {full - first:.1f} s"
-    )
+    print(f"slots busy: {busy / slots / (last - first):.1%}")
+    print(f"all slots in use after {full - first:.1f} s")
     if last > full:
-        print(f"busy from then on: {steady / slots / (last - full):.1%}")
+        print(f"slots busy from then on: {steady / slots / (last - full):.1%}")
     print(f"driver: {1_000 * driver:.0f} ms of CPU time a trial")
 
 

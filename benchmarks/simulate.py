@@ -1,15 +1,16 @@
-"""How many epochs a sweep takes to find a config of the top 1 %: in simulated time, side by side.
+"""Compare how many epochs searches need to find a config of the top 1 %, in simulated time.
 
-    python -m benchmarks.simulate --out simulated.json                  # ours and all peers
-    python -m benchmarks.simulate --out nan.json --nan-share 0.25       # a quarter diverges
-    python -m benchmarks.simulate --out regret.json --to-the-end        # what is still to be gained
-    python -m benchmarks.simulate --out forest.json --model forest      # by another surrogate
-    python -m benchmarks.simulate --part tuning --sides ours "ours, factor 4"  # to choose settings
+    python -m benchmarks.simulate --out simulated.json                # this project and all peers
+    python -m benchmarks.simulate --out nan.json --nan-share 0.25     # a quarter of configs diverge
+    python -m benchmarks.simulate --out regret.json --to-the-end      # also show the regret
+    python -m benchmarks.simulate --out forest.json --model forest    # with the other surrogate
+    python -m benchmarks.simulate --part tuning                       # on the half used for tuning
 
-Searchers and schedulers are real, training is looked up: in a model that is fitted to recorded
-curves (`benchmarks/surrogate.py`). Settings were chosen on the first half of MNIST's configs and on
-the digits, the table is made on the second half. Syne Tune takes part where it is installed. Runs
-that are in `--out` are not made again.
+A side is a search with a scheduler: "ours" is promotion, this project's default. Searches and
+schedulers are real, training is simulated by a model that is fitted to recorded learning curves
+(`benchmarks/surrogate.py`). This project's settings were chosen on the first half of MNIST's
+configs and on the digits; the table uses the second half. Syne Tune's sides run where it is
+installed. Runs that `--out` already holds are not repeated.
 """
 
 import json
@@ -26,18 +27,16 @@ import optuna
 import tyro
 
 from benchmarks.record_curves import draw_config, read_curves, read_repeats, table_of
-from benchmarks.simulated_oracle import ORACLES
 from benchmarks.simulated_ours import OURS, OURS_SIDES
 from benchmarks.simulated_peers import PEERS, has_syne_tune
 from benchmarks.simulated_table import Row, Scale, make_table
 from benchmarks.simulated_time import Limits, MakeSide, Run, Task, simulate
-from benchmarks.simulated_tried import TRIED
 from benchmarks.surrogate import Surrogate
 from tune_jobs.engine.core.goal import Goal
 
 GOALS = {"val_acc": Goal("val_acc", "max"), "val_loss": Goal("val_loss", "min")}
-SIDES: dict[str, MakeSide] = {**OURS_SIDES, **PEERS, **ORACLES, **TRIED}
-FIRST_INDEX = 2_000_000  # of the configs that are tried first; those of the space are below
+SIDES: dict[str, MakeSide] = {**OURS_SIDES, **PEERS}
+FIRST_INDEX = 2_000_000  # of the configs that are tried first; all others have lower indices
 NUM_RUNS_A_SAVE = 20
 
 
@@ -46,54 +45,54 @@ class Args:
     """Compare searches in simulated time."""
 
     data: Literal["mnist", "digits"] = "mnist"
-    """Whose recorded curves."""
+    """Data set whose recorded curves are used."""
     part: Literal["tuning", "test", "all"] = "test"
-    """Which of the configs: settings are chosen on tuning, the first half."""
+    """Configs to use: the first half, on which settings were chosen, the second half, or all."""
     metric: Literal["val_acc", "val_loss"] = "val_acc"
-    """What is optimised."""
+    """Metric to optimize."""
     model: Literal["forest", "gp"] = "gp"
-    """What is fitted to the curves; gp: a Gaussian process, with noise."""
+    """Model that is fitted to the curves; gp: a Gaussian process with noise."""
     noise: Literal["residuals", "repeats"] = "residuals"
-    """Luck of a training: what the model leaves unexplained, which is nothing with a forest, or
-    what MNIST's configs that were trained again have shown, whichever part they are of."""
+    """Where the luck of a training is drawn from. residuals: what the model does not explain, which
+    is nothing with a forest. repeats: MNIST's configs that were trained again, of either half."""
     sides: tuple[str, ...] = (*OURS_SIDES, *PEERS)
-    """Who is compared."""
+    """Sides to compare."""
     versus: str = OURS
-    """The side that the others are compared with."""
+    """Side that the others are compared with."""
     slots: tuple[int, ...] = (1, 4, 16, 64)
-    """Trials side by side."""
+    """Trials in parallel; each number is a comparison of its own."""
     num_seeds: int = 30
-    """Seeds."""
+    """Seeds of each comparison."""
     first_seed: int = 0
-    """The first of them."""
+    """The first seed."""
     target: float | None = None
-    """Score to be reached; None: the one that the best 1 % of the space reach."""
+    """Score to reach; None: the score that the best 1 % of the space reach."""
     max_total_epochs: int = 3_000
-    """Epochs of all trials together; a run that does not get there counts as so many."""
+    """Epochs of all trials together; a run that does not reach the target counts with all."""
     to_the_end: bool = False
-    """Go on after the target has been reached, for the regret."""
+    """Continue after the target has been reached, and show the regret."""
     checkpoints: tuple[int, ...] = (400, 1_500, 3_000)
-    """Epochs in total after which the regret is shown, with `--to-the-end`."""
+    """Epochs of all trials after which the regret is shown, with `--to-the-end`."""
     nan_share: float = 0.0
     """Share of the configs that diverge in their first epoch."""
     num_draws: int = 20_000
-    """Configs that stand for the space, of which the top 1 % is taken."""
+    """Configs drawn to find the score of the top 1 %."""
     num_first: int = 10
-    """Random configs that all sides try first at a seed."""
+    """Random configs that all sides try first; they depend on the seed."""
     speed_spread: float = 0.2
     """Standard deviation of the logarithm of a trial's speed."""
     recorded_lengths: bool = False
-    """Let an epoch take as long as recorded, not 1."""
+    """Let an epoch take its recorded time instead of 1."""
     out: Path | None = None
-    """JSON file of all runs."""
+    """JSON file that keeps all runs."""
     again: tuple[str, ...] = ()
-    """Sides whose runs in `--out` are made again."""
+    """Sides whose runs in `--out` are repeated."""
     num_processes: int = 2
-    """Simulations side by side."""
+    """Simulations in parallel."""
 
 
 class Key(NamedTuple):
-    """One simulated sweep among the others."""
+    """Identifies one simulated sweep."""
 
     side: str
     slots: int
@@ -101,11 +100,11 @@ class Key(NamedTuple):
 
 
 class Simulator:
-    """Makes one run after the other.
+    """Runs simulated sweeps, one after the other.
 
     Args:
         args: The command line's.
-        target: The score to be reached.
+        target: The score to reach.
     """
 
     def __init__(self, args: Args, target: float) -> None:
@@ -124,22 +123,21 @@ class Simulator:
             num_slots=key.slots,
             seed=key.seed,
             first_configs=draw_first(key.seed, self._args.num_first),
-            expect=self._surrogate.expect_best,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # each side has its own about NaN
+            warnings.simplefilter("ignore")  # sides warn about NaN
             return Row(*key, simulate(SIDES[key.side](task), self._surrogate, task, self._limits))
 
 
 class RunFile:
-    """The runs in `--out`, which all have the same settings.
+    """The runs in `--out`, all made with the same settings.
 
     Args:
-        path: The file; None: nothing is kept.
-        settings: What the runs depend on.
+        path: The file; None: runs are not kept.
+        settings: Everything that a run depends on besides its key.
 
     Raises:
-        SystemExit: The file is of other settings.
+        SystemExit: The file holds runs made with other settings.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
@@ -152,7 +150,7 @@ class RunFile:
         differing = [n for n, value in settings.items() if content["settings"].get(n) != value]
         if differing:
             raise SystemExit(
-                f"{path} holds runs with another {', '.join(differing)}; give another --out."
+                f"{path} holds runs made with another {', '.join(differing)}; choose another --out."
             )
         for entry in content["runs"]:
             key = Key(entry.pop("side"), entry.pop("slots"), entry.pop("seed"))
@@ -168,7 +166,7 @@ class RunFile:
 
 
 def make_surrogate(args: Args) -> Surrogate:
-    """What is fitted to the part of the configs that was asked for."""
+    """Fit the surrogate to the chosen part of the configs."""
     configs, curves = read_curves(args.data)
     places = list(range(len(configs)))
     half = len(places) // 2
@@ -185,13 +183,13 @@ def make_surrogate(args: Args) -> Surrogate:
 
 
 def draw_first(seed: int, num_first: int) -> list[dict[str, Any]]:
-    """The random configs that all sides try first at a seed."""
+    """Draw the random configs that all sides try first with this seed."""
     first = FIRST_INDEX + 1_000 * seed
     return [draw_config(index) for index in range(first, first + num_first)]
 
 
 def settings_of(args: Args, target: float, best: float) -> dict[str, Any]:
-    """What runs depend on besides side, slots and seed, as JSON has it."""
+    """Everything that runs depend on besides side, slots and seed; serializable as JSON."""
     names = ["data", "part", "metric", "model", "noise", "nan_share", "num_draws", "num_first"]
     names += ["max_total_epochs", "to_the_end", "speed_spread", "recorded_lengths"]
     curves = zlib.crc32(table_of(args.data).read_bytes())
@@ -200,27 +198,27 @@ def settings_of(args: Args, target: float, best: float) -> dict[str, Any]:
 
 
 def check(args: Args) -> Args:
-    """Leave out who cannot take part.
+    """Check the arguments, and skip sides that cannot run here.
 
     Raises:
-        SystemExit: A side is unknown, or there is no such noise.
+        SystemExit: A side is unknown, or this noise was not recorded.
     """
     if args.noise == "repeats" and (args.data, args.model) != ("mnist", "gp"):
         raise SystemExit(
-            f"noise of repeats is to be had of MNIST's configs with gp, not of {args.data} with "
-            f"{args.model}; give --noise residuals."
+            f"--noise repeats needs --data mnist and --model gp, got {args.data} and {args.model}; "
+            "use --noise residuals."
         )
     for side in (*args.sides, *args.again, args.versus):
         if side not in SIDES:
-            raise SystemExit(f"{side!r} is no side; there are: {', '.join(SIDES)}.")
+            raise SystemExit(f"unknown side {side!r}; choose from: {', '.join(SIDES)}.")
     here = tuple(s for s in args.sides if has_syne_tune() or not s.startswith("Syne Tune"))
     if here != args.sides:
-        print("Syne Tune is not installed (pip install syne-tune): its sides are left out.")
+        print("Skipping Syne Tune's sides: it is not installed (pip install syne-tune).")
     return replace(args, sides=here)
 
 
 def make_rows(args: Args, target: float, keys: list[Key]) -> Iterator[Row]:
-    """Make runs, in any order."""
+    """Make runs; they are yielded in any order."""
     if args.num_processes == 1:
         yield from map(Simulator(args, target).run, keys)
         return
@@ -229,7 +227,7 @@ def make_rows(args: Args, target: float, keys: list[Key]) -> Iterator[Row]:
         yield from pool.imap_unordered(_run_in_process, keys)
 
 
-_simulators: list[Simulator] = []  # this process's
+_simulators: list[Simulator] = []  # of this process
 
 
 def _begin_process(args: Args, target: float) -> None:
@@ -260,7 +258,7 @@ def main(args: Args) -> None:
     checkpoints = args.checkpoints if args.to_the_end else ()
     scale = Scale(goal, args.max_total_epochs, top.best, checkpoints)
     print(f"{args.data}, {args.part}, {args.metric}, {args.model}: ", end="")
-    print(f"the top from {top.target:.4f} on, best {top.best:.4f}\n")
+    print(f"target {top.target:.4f}, best {top.best:.4f}\n")
     print(make_table([file.rows[key] for key in keys], args.versus, scale))
 
 

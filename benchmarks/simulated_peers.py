@@ -1,7 +1,8 @@
-"""The peers of the simulation: no settings but the job's own, its reduction factor among them;
-those with a factor in their name have that.
+"""The peers in the simulation: searches and schedulers of Ray Tune, Optuna and Syne Tune.
 
-Syne Tune's are left out where the package is missing; it needs no place among the dependencies.
+Each has the settings of the job, including its reduction factor; a peer with a factor in its name
+has that one. All other settings are the peer's defaults. Syne Tune is not a dependency of this
+project: its sides are skipped where it is not installed.
 """
 
 import importlib
@@ -30,9 +31,8 @@ REDUCTION_FACTOR = int(LightningSettings.reduction_factor)
 
 
 class SimulatedTrial:
-    """As much of a Tune trial as searchers and schedulers look at."""
+    """The attributes of a Tune trial that searches and schedulers read."""
 
-    pickled_error_file: str | None = None
     controller: Any = None
 
     def __init__(self, number: int, config: dict[str, Any]) -> None:
@@ -43,10 +43,10 @@ class SimulatedTrial:
 
 
 class TuneSide:
-    """A searcher and a scheduler of Ray Tune, called as its controller calls them.
+    """A search algorithm and a scheduler of Ray Tune, called as its controller calls them.
 
     Args:
-        search: The searcher.
+        search: The search algorithm.
         scheduler: The scheduler.
         metric: The name under which trials report their score.
     """
@@ -81,7 +81,7 @@ class TuneSide:
 
 
 def make_tune_side(task: Task, is_random: bool, reduction_factor: float = REDUCTION_FACTOR) -> Side:
-    """Ray Tune's own OptunaSearch and ASHA."""
+    """Make Ray Tune's own ASHA with its OptunaSearch, whose sampler is TPE or random."""
     goal = task.goal
     search = OptunaSearch(
         OptunaSearch.convert_search_space(SEARCH_SPACE),
@@ -101,11 +101,11 @@ def make_tune_side(task: Task, is_random: bool, reduction_factor: float = REDUCT
 
 
 class OptunaSide:
-    """A study with a pruner, asked and told by as many workers as there are slots."""
+    """An Optuna study with a pruner, used through ask and tell by one worker a slot."""
 
     def __init__(self, task: Task, pruner: BasePruner) -> None:
         self._study = optuna.create_study(
-            study_name="plain",  # a random one would deal Hyperband's brackets anew each time
+            study_name="plain",  # Hyperband's brackets depend on the name; the default is random
             direction=task.goal.direction,
             sampler=TPESampler(seed=task.seed),
             pruner=pruner,
@@ -142,7 +142,12 @@ def make_hyperband_side(task: Task, reduction_factor: int = REDUCTION_FACTOR) ->
 
 
 class SyneTuneSide:
-    """A scheduler of Syne Tune, called as its tuner calls it; `name` is in its `baselines`."""
+    """A scheduler of Syne Tune, called as its tuner calls it.
+
+    Args:
+        task: What the side is made for.
+        name: The scheduler's name in `syne_tune.optimizer.baselines`.
+    """
 
     def __init__(self, task: Task, name: str) -> None:
         logging.getLogger("syne_tune").setLevel(logging.ERROR)
@@ -160,7 +165,7 @@ class SyneTuneSide:
         self._trial_type = importlib.import_module("syne_tune.backend.trial_status").Trial
         self._metric = task.goal.metric
         self._trials: list[Any] = []
-        np.random.seed(task.seed)  # some of its draws come from there
+        np.random.seed(task.seed)  # the scheduler draws from the global generator too
 
     def start(self) -> Start | None:
         config = self._scheduler.suggest().config
@@ -179,7 +184,7 @@ class SyneTuneSide:
 
 
 def convert_to_syne_tune(space: dict[str, Any]) -> dict[str, Any]:
-    """A Tune search space as Syne Tune has it; its integers include the upper bound."""
+    """Convert a Tune search space to Syne Tune's, whose integers include the upper bound."""
     domains = importlib.import_module("syne_tune.config_space")
 
     def convert(domain: Any) -> Any:
@@ -211,7 +216,7 @@ PEERS: dict[str, MakeSide] = {
     "Syne Tune BOHB": _syne_tune("BOHB"),
     "random + ASHA, factor 3": partial(make_tune_side, is_random=True, reduction_factor=3),
     "OptunaSearch + ASHA, factor 3": partial(make_tune_side, is_random=False, reduction_factor=3),
-    # These are their defaults.
+    # The factors that the peers have by default.
     "random + ASHA, factor 4": partial(make_tune_side, is_random=True, reduction_factor=4),
     "OptunaSearch + ASHA, factor 4": partial(make_tune_side, is_random=False, reduction_factor=4),
     "Optuna + SuccessiveHalving, factor 4": partial(make_halving_side, reduction_factor=4),

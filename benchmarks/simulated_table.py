@@ -1,4 +1,4 @@
-"""What many simulated sweeps come to: medians, and intervals from seeds that are drawn again."""
+"""Summarize many simulated sweeps: medians with bootstrap intervals over the seeds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Row:
 
     Attributes:
         side: Who decided.
-        slots: Trials side by side.
+        slots: Trials in parallel.
         seed: The sweep's.
-        run: What came of it.
+        run: Its result.
     """
 
     side: str
@@ -39,10 +39,10 @@ class Scale:
     """What the sweeps are measured against.
 
     Attributes:
-        goal: What was optimised.
-        max_total_epochs: What a sweep counts as that did not get there.
+        goal: What was optimized.
+        max_total_epochs: The epochs that a sweep counts with if it did not reach the target.
         best: The best score of the space.
-        checkpoints: Epochs in total after which the regret is shown.
+        checkpoints: Numbers of epochs, of all trials, after which the regret is shown.
     """
 
     goal: Goal
@@ -60,12 +60,12 @@ class Estimate(NamedTuple):
 
 
 def estimate_median(values: Floats) -> Estimate:
-    """The median over the seeds, shape (seeds,)."""
+    """The median of values with shape (seeds,)."""
     return _estimate(lambda drawn: np.median(values[drawn], axis=-1), len(values))
 
 
 def estimate_ratio(values: Floats, others: Floats) -> Estimate:
-    """The ratio of two medians; both have shape (seeds,), and the same seeds in the same order."""
+    """The ratio of two medians; both arrays have shape (seeds,) and the same order of seeds."""
     return _estimate(
         lambda drawn: np.median(values[drawn], axis=-1) / np.median(others[drawn], axis=-1),
         len(values),
@@ -77,7 +77,10 @@ def epochs_to_target(run: Run, scale: Scale) -> int:
 
 
 def regret_at(run: Run, checkpoint: int, scale: Scale) -> float:
-    """How far the best score so far is from the space's best, in `REGRET_UNIT`; NaN: not known."""
+    """The distance of the best score so far from the space's best, in units of `REGRET_UNIT`.
+
+    NaN: the run ended before this checkpoint, or has no score until then.
+    """
     scores = [score for epochs, score in run.improvements if epochs <= checkpoint]
     if run.epochs < checkpoint or not scores:
         return float("nan")
@@ -85,20 +88,20 @@ def regret_at(run: Run, checkpoint: int, scale: Scale) -> float:
 
 
 def make_table(rows: Sequence[Row], versus: str, scale: Scale) -> str:
-    """The sweeps as a Markdown table.
+    """Format sweeps as a Markdown table.
 
     Args:
         rows: The sweeps.
-        versus: The side that the others are compared with, seed by seed.
+        versus: The side that the others are compared with, on the seeds that both have.
         scale: What they are measured against.
     """
     runs: dict[tuple[int, str], dict[int, Run]] = {}
     for row in rows:
         runs.setdefault((row.slots, row.side), {})[row.seed] = row.run
     shows_nan = any(row.run.num_diverged for row in rows)
-    names = ["slots", "side", "seeds", "epochs to the top", "got there", f"{versus} / this"]
+    names = ["slots", "side", "seeds", "epochs to target", "reached it", f"{versus} / this"]
     names += [f"regret at {checkpoint:,}" for checkpoint in scale.checkpoints]
-    names += ["epochs of a diverged one"] if shows_nan else []
+    names += ["epochs if diverged"] if shows_nan else []
     lines = [names, ["---"] * len(names)]
     for (slots, side), by_seed in sorted(runs.items(), key=lambda item: item[0][0]):
         cells = [str(slots), side, *_cells(by_seed, runs.get((slots, versus), {}), scale)]
@@ -109,7 +112,7 @@ def make_table(rows: Sequence[Row], versus: str, scale: Scale) -> str:
 
 
 def _cells(by_seed: dict[int, Run], versus: dict[int, Run], scale: Scale) -> list[str]:
-    """From the number of seeds to the regrets."""
+    """The cells of one side, from the number of seeds to the regrets."""
     runs = [by_seed[seed] for seed in sorted(by_seed)]
     shared = sorted(by_seed.keys() & versus.keys())
     median = estimate_median(_epochs(runs, scale))
@@ -134,11 +137,11 @@ def _epochs(runs: Sequence[Run], scale: Scale) -> Floats:
 
 
 def _estimate(statistic: Callable[[NDArray[np.intp]], Floats], num_seeds: int) -> Estimate:
-    """A statistic of seeds, given by their positions, whose interval is the percentile bootstrap's.
+    """Estimate a statistic, with the interval of the percentile bootstrap.
 
     Args:
-        statistic: From positions, shape (..., seeds), to values, shape (...).
-        num_seeds: Seeds.
+        statistic: Maps the positions of seeds, shape (..., seeds), to values, shape (...).
+        num_seeds: The number of seeds.
     """
     drawn = np.random.default_rng(0).integers(num_seeds, size=(NUM_RESAMPLES, num_seeds))
     low, high = np.quantile(statistic(drawn), [0.025, 0.975])

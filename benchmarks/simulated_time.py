@@ -1,7 +1,8 @@
-"""A sweep in simulated time: slots, trials that train recorded curves, and a side that decides.
+"""Run a sweep in simulated time.
 
-What takes hours is looked up, what takes milliseconds is real: the searcher and the scheduler are
-the objects that a sweep has, and are called as Tune's controller, or a user's loop, calls them.
+Slots run trials whose learning curves are looked up, and a side decides which trials start and
+continue. Only the training is simulated: the search and the scheduler are real objects, called as
+Tune's controller, or a user's own loop, calls them.
 """
 
 import heapq
@@ -22,20 +23,26 @@ Decision = Literal["continue", "stop", "pause"]
 
 
 class Start(NamedTuple):
-    """A trial that a free slot is to train, from its first epoch or from where it was paused."""
+    """A trial that a free slot runs: a new one, or a paused one that is resumed."""
 
     number: int
     config: dict[str, Any]
 
 
 class Side(Protocol):
-    """What decides in a sweep: a searcher with a scheduler, or a study with a pruner."""
+    """What decides in a sweep: a search with a scheduler, or a study with a pruner."""
 
     def start(self) -> Start | None:
-        """The trial that a free slot trains next; None: none until another one has reported."""
+        """The trial that a free slot runs next; None: wait until another trial has reported."""
 
     def report(self, number: int, epoch: int, score: float) -> Decision:
-        """Take in a trial's score after an epoch, from 1 on; "pause" and "stop" free its slot."""
+        """Take in a trial's score after an epoch; "pause" and "stop" free its slot.
+
+        Args:
+            number: The trial.
+            epoch: Counted from 1.
+            score: The value of the metric.
+        """
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,11 @@ class Task:
     """What a side is made for.
 
     Attributes:
-        goal: What is optimised.
+        goal: What is optimized.
         max_epochs: Epochs that a trial trains at most.
-        num_slots: Trials side by side.
+        num_slots: Trials in parallel.
         seed: The sweep's.
-        first_configs: Configs that each side tries first at this seed, so that sides are paired.
-        expect: The best score that a config is expected to come to; for the oracle alone.
+        first_configs: Configs that every side tries first with this seed, so that sides are paired.
     """
 
     goal: Goal
@@ -56,7 +62,6 @@ class Task:
     num_slots: int
     seed: int
     first_configs: list[dict[str, Any]]
-    expect: Callable[[dict[str, Any]], float]
 
 
 MakeSide = Callable[[Task], Side]
@@ -67,36 +72,36 @@ class Limits:
     """When a simulated sweep ends.
 
     Attributes:
-        target: The score to be reached.
+        target: The score to reach.
         max_total_epochs: Epochs of all trials together.
-        goes_to_the_end: Whether it goes on after the target has been reached.
+        runs_to_end: Whether the sweep continues after the target has been reached.
         speed_spread: Standard deviation of the logarithm of a trial's speed, so that trials that
             start together do not report together.
-        heeds_lengths: Whether an epoch takes as long as it took when it was recorded, relative to
-            the mean; otherwise each takes 1.
+        uses_lengths: Whether an epoch takes its recorded time, relative to the mean; otherwise each
+            epoch takes 1.
     """
 
     target: float
     max_total_epochs: int = 3_000
-    goes_to_the_end: bool = False
+    runs_to_end: bool = False
     speed_spread: float = 0.2
-    heeds_lengths: bool = False
+    uses_lengths: bool = False
 
 
 @dataclass
 class Run:
-    """What came of a simulated sweep.
+    """The result of a simulated sweep.
 
     Attributes:
         epochs_to_target: Epochs of all trials until one reached the target; None: none did.
-        time_to_target: The same in simulated time; a mean epoch takes 1.
+        time_to_target: Simulated time until then; an epoch takes 1 on average.
         epochs: Epochs of all trials.
         num_trials: Trials that were started.
-        improvements: Each new best score: after how many epochs, and the score.
+        improvements: For each new best score, the epochs of all trials until then, and the score.
         num_diverged: Trials that reported NaN.
-        max_diverged_epochs: Epochs that one of them trained at most.
-        start_s: Real seconds, spent in asking the side what to start.
-        report_s: Real seconds, spent in telling it scores.
+        max_diverged_epochs: The most epochs that a diverged trial trained.
+        start_s: Real seconds that the side spent on choosing trials to start.
+        report_s: Real seconds that the side spent on reports.
         all_s: Real seconds of the whole simulation.
     """
 
@@ -114,12 +119,12 @@ class Run:
 
 @dataclass
 class _Trial:
-    """A trial that has been started.
+    """A trial that has started.
 
     Attributes:
-        curve: What it reports.
-        epoch_length: How long it trains an epoch.
-        epoch: The last that it has reported.
+        curve: Its learning curve.
+        epoch_length: Simulated time of an epoch.
+        epoch: The last epoch that it has reported.
     """
 
     curve: Curve
@@ -128,12 +133,12 @@ class _Trial:
 
 
 class _Simulation:
-    """One simulated sweep; `run` is called once."""
+    """One simulated sweep; call `run` once."""
 
     def __init__(self, side: Side, surrogate: Surrogate, task: Task, limits: Limits) -> None:
         self._side, self._surrogate, self._task, self._limits = side, surrogate, task, limits
         self._trials: dict[int, _Trial] = {}
-        self._running: list[tuple[float, int]] = []  # a heap: when the next epoch ends, number
+        self._running: list[tuple[float, int]] = []  # a heap: end of the next epoch, number
         self._best = -math.inf
         self._run = Run()
 
@@ -151,8 +156,8 @@ class _Simulation:
 
     def _is_over(self) -> bool:
         run, limits = self._run, self._limits
-        has_arrived = run.epochs_to_target is not None and not limits.goes_to_the_end
-        return has_arrived or run.epochs >= limits.max_total_epochs
+        is_done = run.epochs_to_target is not None and not limits.runs_to_end
+        return is_done or run.epochs >= limits.max_total_epochs
 
     def _fill_slots(self, now: float) -> None:
         while len(self._running) < self._task.num_slots:
@@ -167,12 +172,12 @@ class _Simulation:
             heapq.heappush(self._running, (now + trial.epoch_length, start.number))
 
     def _begin(self, start: Start) -> _Trial:
-        # From the seed and the number alone, so that all sides meet the same slow trials, and luck.
+        # Speed and luck depend on seed and number alone: they are the same for every side.
         rng = np.random.default_rng([self._task.seed, start.number])
         length = float(rng.lognormal(0.0, self._limits.speed_spread))
         curve = self._surrogate.curve(start.config, rng)
         self._run.num_trials += 1
-        return _Trial(curve, length * (curve.epoch_length if self._limits.heeds_lengths else 1.0))
+        return _Trial(curve, length * (curve.epoch_length if self._limits.uses_lengths else 1.0))
 
     def _finish_epoch(self, now: float, number: int) -> Decision:
         trial, run = self._trials[number], self._run
@@ -184,7 +189,9 @@ class _Simulation:
         decision = self._side.report(number, trial.epoch, score)
         run.report_s += time.perf_counter() - started
         if decision == "continue" and trial.epoch == self._task.max_epochs:
-            raise RuntimeError(f"Trial {number} is to go on after its last epoch, {trial.epoch}.")
+            raise RuntimeError(
+                f"side continues trial {number} after its last epoch, {trial.epoch}."
+            )
         return decision
 
     def _note(self, now: float, epoch: int, score: float) -> None:

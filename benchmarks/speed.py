@@ -1,11 +1,11 @@
-"""Seconds of whole processes: a sweep, its peers, and the limit of what each of them trained.
+"""Measure the seconds of whole processes: a sweep, its peers, and the limit of each.
 
-    python -m benchmarks.speed --data-dir data             # ours and its limit, a minute a round
-    python -m benchmarks.speed --data-dir data --peers     # and the peers, minutes more
+    python -m benchmarks.speed --data-dir data             # this project, a minute a round
+    python -m benchmarks.speed --data-dir data --peers     # and its peers, minutes more
 
-Sixteen trials of at most four epochs on MNIST. The limit of a contender is bare torch loops over
-the very trials and epochs that it trained, in two processes: no search, no framework. So searches
-that spend different epochs can be compared: by their ratio to their own limit.
+A sweep has sixteen trials of at most four epochs on MNIST. The limit of a sweep is bare torch loops
+over the same trials and epochs, in two processes: no search, no framework. The ratio to its own
+limit compares sweeps that train different numbers of epochs.
 """
 
 import csv
@@ -24,21 +24,22 @@ import tyro
 
 @dataclass(frozen=True)
 class Args:
-    """Measure a sweep against bare loops."""
+    """Compare sweeps with bare loops."""
 
     data_dir: Path
     """Folder with torchvision's MNIST/raw."""
     rounds: int = 3
-    """Times that ours and its limit are run, in turn; medians are printed."""
+    """How often this project's sweep and its limit run, in turn; medians are printed."""
     num_trials: int = 16
     """Configs to try."""
     max_epochs: int = 4
-    """Epochs a trial trains at most."""
+    """Epochs that a trial trains at most."""
     peers: bool = False
-    """Run plain Optuna and stock Ray Tune too, once each."""
+    """Also run plain Optuna and stock Ray Tune, once each."""
 
 
 def seconds(*command: str) -> float:
+    """Run a module as a process; return its seconds."""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     if done.returncode:
@@ -47,6 +48,7 @@ def seconds(*command: str) -> float:
 
 
 def run_ours(args: Args, trials: Path, seed: int) -> float:
+    """Run this project's sweep, and write the list of its trials; return its seconds."""
     with tempfile.TemporaryDirectory() as folder:
         took = seconds(
             "tune_jobs.mnist",

@@ -1,4 +1,4 @@
-"""A peer: Ray Tune, OptunaSearch, ASHA and Lightning, glued together as the tutorials do it."""
+"""A peer: Ray Tune, OptunaSearch, ASHA and Lightning, combined as in the tutorials."""
 
 import json
 import tempfile

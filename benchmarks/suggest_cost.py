@@ -1,11 +1,12 @@
-"""How long a suggestion takes in a sweep of 10 000 trials.
+"""Measure how long a suggestion takes in a sweep of 10 000 trials.
 
     python -m benchmarks.suggest_cost                  # minutes
     python -m benchmarks.suggest_cost --side "ours, stopping"
 
-In simulated time, with the project's own searcher, scheduler and view. What is timed is what a free
-slot waits for: the last report, whether a paused trial may go on, the view, the sampler and the
-record, which is in memory here; on the disk it takes a few lines of a journal besides.
+The sweep runs in simulated time, with the project's own search, scheduler and view. The benchmark
+times what a free slot waits for: the last report, the choice of a paused trial to resume, the view,
+the sampler and the record. The record is in memory here; on disk, it also appends a few lines to a
+journal.
 """
 
 import math
@@ -28,24 +29,24 @@ class Args:
     """Time suggestions."""
 
     side: str = OURS
-    """Who suggests."""
+    """Side to time; benchmarks.simulate names them."""
     num_trials: int = 10_000
-    """Trials."""
+    """Trials of the sweep."""
     num_slots: int = 16
-    """Trials side by side."""
+    """Trials in parallel."""
     num_parts: int = 10
-    """Parts of the sweep of which times are shown, each in a line."""
+    """Parts of the sweep, each reported in one row."""
 
 
 class TimedSide:
-    """A side whose suggestions are timed; it ends the sweep when all trials have been started.
+    """Times the suggestions of a side, and ends the sweep once all trials have started.
 
     Args:
         side: The side.
-        num_trials: Trials.
+        num_trials: Trials to start.
 
     Attributes:
-        took: Milliseconds of each suggestion, and of the report before it.
+        took: Milliseconds of each suggestion, including the report before it.
     """
 
     def __init__(self, side: Side, num_trials: int) -> None:
@@ -73,15 +74,13 @@ class TimedSide:
 def main(args: Args) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     goal = GOALS["val_acc"]
-    surrogate = Surrogate(*read_curves("mnist"), goal, model="forest")  # the quicker one
-    task = Task(
-        goal, surrogate.max_epochs, args.num_slots, 0, draw_first(0, 10), surrogate.expect_best
-    )
+    surrogate = Surrogate(*read_curves("mnist"), goal, model="forest")  # the faster model
+    task = Task(goal, surrogate.max_epochs, args.num_slots, 0, draw_first(0, 10))
     side = TimedSide(SIDES[args.side](task), args.num_trials)
     limits = Limits(math.inf, max_total_epochs=1_000 * args.num_trials)
     simulate(side, surrogate, task, limits)
     size = args.num_trials // args.num_parts
-    print("| trials | median ms | 99th in a hundred | longest |\n| ---: | ---: | ---: | ---: |")
+    print("| trials | median ms | 99th percentile | longest |\n| ---: | ---: | ---: | ---: |")
     for first in range(0, len(side.took), size):
         part = sorted(side.took[first : first + size])
         quantile = part[int(0.99 * len(part))]

@@ -1,14 +1,14 @@
-"""Curves for every config of the space, from those that were recorded: `Surrogate`.
+"""Predict a learning curve for every config of the space, from recorded curves: `Surrogate`.
 
-Two models are to be had, a forest and a Gaussian process; `benchmarks/surrogate_error.py` tells how
-near they come to configs that they have not seen.
+There are two models, a forest and a Gaussian process. `benchmarks/surrogate_error.py` measures how
+well they predict configs that they have not seen.
 
-The forest returns recorded curves as they are, and mixes them between: its best are two dozen
-islands, each around one config whose training was lucky, and who finds one is lucky each time. The
-process takes luck for noise, and gives each training its own: by how much one of the recorded
-curves, drawn at random, is off the process's; or one of the curves of a config that was trained
-several times, off their mean. That counts among the best, whose scores differ by less than those of
-two trainings.
+The forest reproduces the recorded curves exactly and mixes them in between. Its best regions are
+two dozen islands, each around one config whose training was lucky; a search that finds an island is
+lucky in every training there. The Gaussian process treats luck as noise and gives each training its
+own: the residual of one recorded curve, drawn at random; or the deviation of one curve from the
+mean of a config that was trained several times. This matters among the best configs, whose scores
+differ by less than the scores of two trainings of one config.
 """
 
 import math
@@ -27,16 +27,18 @@ __all__ = ["Curve", "Surrogate", "Top", "best_gains", "diverges", "draw_space", 
 MODELS = {"forest": Forest, "gp": GaussianProcess}
 LOGARITHMIC = ("lr", "weight_decay", "hidden_size", "batch_size")
 LR_RANGE = (1e-4, 1e-2)
-SPACE_INDEX = 1_000_000  # of the first config that stands for the space; recorded ones are below
-LEAST_ERROR = 1e-3  # added to errors, whose logarithm is modelled: a recorded one may be 0
+SPACE_INDEX = (
+    1_000_000  # of the first config that `draw_space` draws; recorded configs have lower indices
+)
+LEAST_ERROR = 1e-3  # added to errors before taking the logarithm: a recorded error may be 0
 
 
 class Curve(NamedTuple):
-    """What training a config shows.
+    """The learning curve of one training.
 
     Attributes:
-        scores: Shape (epochs,).
-        epoch_length: How long it trains an epoch, relative to the mean config.
+        scores: The score after each epoch, shape (epochs,).
+        epoch_length: The time of an epoch, relative to the mean config.
     """
 
     scores: Floats
@@ -44,11 +46,11 @@ class Curve(NamedTuple):
 
 
 class Top(NamedTuple):
-    """The best of the space.
+    """The best scores of the space.
 
     Attributes:
-        target: The score that one config in a hundred reaches, at its best epoch.
-        best: The best score of all that were drawn.
+        target: The score that 1 % of the configs reach at their best epoch.
+        best: The best score of all configs that were drawn.
     """
 
     target: float
@@ -56,16 +58,16 @@ class Top(NamedTuple):
 
 
 class Surrogate:
-    """The curves of all configs of the space.
+    """Predicts the learning curve of any config of the space.
 
     Args:
-        configs: What has been recorded, N of them.
-        recorded: The goal's metric and "seconds", each with shape (N, epochs).
-        goal: What is optimised.
-        repeats: What trainings of one config have shown, shape (repeats, epochs) each; without any
-            the noise is what the process does not explain.
+        configs: The N recorded configs.
+        recorded: Their values of the goal's metric and "seconds", each with shape (N, epochs).
+        goal: What is optimized.
+        repeats: For each config that was trained several times, its scores, shape (repeats,
+            epochs); the noise is drawn from them. Without any, it is drawn from the residuals.
         nan_share: Share of the space that diverges in its first epoch.
-        model: What is fitted to them.
+        model: The model to fit.
 
     Attributes:
         max_epochs: Epochs of a curve.
@@ -87,11 +89,11 @@ class Surrogate:
         outputs = np.hstack([self._to_log(scores), np.log(seconds / seconds.mean())])
         self._model: Model = MODELS[model](_encode_all(configs), outputs)
         deviations = [_deviations(self._to_log(scores)) for scores in repeats]
-        # Each row is the noise of a training, shape (M, epochs).
+        # Each row is the noise of one training; shape (M, epochs).
         self._noise = np.vstack(deviations or [outputs[:, :-1] - self._expect_log(configs)])
 
     def curve(self, config: dict[str, Any], rng: np.random.Generator) -> Curve:
-        """What training a config shows once; its scores are NaN if it diverges."""
+        """Train a config once; the scores are NaN if it diverges."""
         outputs = self._model.predict(encode(config))
         scores = self._from_log(outputs[:-1] + rng.choice(self._noise))
         if diverges(config, self._nan_share):
@@ -99,30 +101,25 @@ class Surrogate:
         return Curve(scores, float(np.exp(outputs[-1])))
 
     def expect(self, configs: list[dict[str, Any]]) -> Floats:
-        """Scores without noise, shape (N, epochs)."""
+        """Predict scores without noise, shape (N, epochs)."""
         return self._from_log(self._expect_log(configs))
 
-    def expect_best(self, config: dict[str, Any]) -> float:
-        """The score of a config's best epoch, without noise."""
-        (gain,) = best_gains(self.expect([config]), self._goal)
-        return self._goal.gain(float(gain))
-
     def top(self, num_draws: int) -> Top:
-        """The best of the space, judged by configs that are drawn as random search draws them."""
+        """Estimate the best scores of the space from configs drawn at random."""
         configs = draw_space(num_draws)
         noise = np.random.default_rng(0).choice(self._noise, num_draws)
         scores = self._from_log(self._expect_log(configs) + noise)
         gains = best_gains(scores, self._goal)
         gains[[diverges(config, self._nan_share) for config in configs]] = -np.inf
-        to_score = self._goal.gain  # its own inverse
+        to_score = self._goal.gain  # it is its own inverse
         return Top(to_score(float(np.quantile(gains, 0.99))), to_score(float(gains.max())))
 
     def _expect_log(self, configs: list[dict[str, Any]]) -> Floats:
-        """What is modelled of their scores, shape (N, epochs)."""
+        """Predict the logarithms that the model is fitted to, shape (N, epochs)."""
         return self._model.predict_all(_encode_all(configs))[:, :-1]
 
     def _to_log(self, scores: Floats) -> Floats:
-        """Accuracies as logarithms of errors, losses as logarithms."""
+        """Turn accuracies into logarithms of errors, and losses into logarithms."""
         losses = 1.0 - scores + LEAST_ERROR if self._goal.mode == "max" else scores
         logarithms: Floats = np.log(losses)
         return logarithms
@@ -133,14 +130,14 @@ class Surrogate:
 
 
 def best_gains(scores: Floats, goal: Goal) -> Floats:
-    """The gain of each curve's best epoch, shape (N,), from scores with shape (N, epochs)."""
+    """The gain of each curve's best epoch, shape (N,); the scores have shape (N, epochs)."""
     gains = scores if goal.mode == "max" else -scores
     best: Floats = gains.max(axis=1)
     return best
 
 
 def encode(config: dict[str, Any]) -> Floats:
-    """A config as numbers in the order of their names, shape (parameters,)."""
+    """Encode a config as numbers, sorted by parameter name, shape (parameters,)."""
     numbers = [
         np.log(value) if name in LOGARITHMIC else float(value)
         for name, value in sorted(config.items())
@@ -149,16 +146,16 @@ def encode(config: dict[str, Any]) -> Floats:
 
 
 def draw_space(num_draws: int) -> list[dict[str, Any]]:
-    """Configs that stand for the space; none of them has been recorded."""
+    """Draw configs that represent the space; none of them has been recorded."""
     return [draw_config(SPACE_INDEX + index) for index in range(num_draws)]
 
 
 def diverges(config: dict[str, Any], share: float) -> bool:
-    """Whether a config is one of those that are made to diverge.
+    """Whether a config diverges in the simulation.
 
-    The higher its learning rate, the more likely: with u the rank of its learning rate in the
-    space, 0 to 1, the probability is u^(1 / share - 1), whose mean over the space is `share`.
-    Which of them do is left to a hash, so that a searcher can learn it only in part.
+    The probability rises with the learning rate: where u is the rank of the learning rate in the
+    space, 0 to 1, it is u^(1 / share - 1), whose mean over the space is `share`. A hash of the
+    config decides, so that a search can learn only part of the rule.
     """
     if not share:
         return False
@@ -169,7 +166,7 @@ def diverges(config: dict[str, Any], share: float) -> bool:
 
 
 def _deviations(values: Floats) -> Floats:
-    """By how much each row is off their mean, as widely as if that were the true one."""
+    """The deviations of rows from their mean, scaled up because the mean is itself estimated."""
     num_rows = len(values)
     deviations: Floats = (values - values.mean(axis=0)) * math.sqrt(num_rows / (num_rows - 1))
     return deviations

@@ -1,4 +1,4 @@
-"""How near the surrogates come to recorded configs that they have not seen.
+"""Measure how well the surrogates predict recorded configs that they have not seen.
 
 python -m benchmarks.surrogate_error     # two minutes
 python -m benchmarks.surrogate_error --data digits --metric val_loss
@@ -22,18 +22,18 @@ MODELS: Sequence[Literal["forest", "gp"]] = ("forest", "gp")
 
 @dataclass(frozen=True)
 class Args:
-    """Measure the error of surrogates."""
+    """Measure the prediction error of surrogates."""
 
     data: Literal["mnist", "digits"] = "mnist"
-    """Whose recorded curves."""
+    """Data set whose recorded curves are used."""
     metric: Literal["val_acc", "val_loss"] = "val_acc"
-    """What is predicted."""
+    """Metric to predict."""
     num_parts: int = 10
-    """Parts, each of which is left out once."""
+    """Folds of the cross-validation."""
 
 
 def predict_unseen(args: Args, model: Literal["forest", "gp"]) -> Floats:
-    """Curves of the recorded configs, shape (N, epochs), each from a model that has not seen it."""
+    """Predict the recorded configs, shape (N, epochs), each by a model that has not seen it."""
     configs, recorded = read_curves(args.data)
     predicted = np.empty_like(recorded[args.metric])
     for seen, unseen in KFold(args.num_parts, shuffle=True, random_state=0).split(configs):
@@ -44,7 +44,7 @@ def predict_unseen(args: Args, model: Literal["forest", "gp"]) -> Floats:
 
 
 def correlate_ranks(some: Floats, others: Floats) -> float:
-    """Spearman's correlation; both have shape (N,), and hardly any ties."""
+    """Spearman's correlation of two arrays with shape (N,) and almost no ties."""
     ranks = [values.argsort(kind="stable").argsort() for values in (some, others)]
     return float(np.asarray(np.corrcoef(ranks))[0, 1])
 

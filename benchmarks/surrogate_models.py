@@ -1,4 +1,4 @@
-"""Regressions that are quick to ask for one row: `Forest` and `GaussianProcess`."""
+"""Regressions that predict one row quickly: `Forest` and `GaussianProcess`."""
 
 import warnings
 from typing import Protocol
@@ -19,22 +19,22 @@ class Model(Protocol):
     """A fitted regression."""
 
     def predict(self, row: Floats) -> Floats:
-        """The outputs, shape (outputs,), for one row of inputs, shape (inputs,)."""
+        """Predict the outputs, shape (outputs,), of one row of inputs, shape (inputs,)."""
 
     def predict_all(self, rows: Floats) -> Floats:
-        """The outputs, shape (N, outputs), for rows of inputs, shape (N, inputs)."""
+        """Predict the outputs, shape (N, outputs), of rows of inputs, shape (N, inputs)."""
 
 
 class Forest:
-    """Extremely randomised trees, fully grown, so that they return what they were fitted to.
+    """Extremely randomized trees, fully grown, so that they reproduce the data they are fitted to.
 
-    scikit-learn takes 5 ms for one row, most of it in handing it to each tree; here all trees take
-    a step down at once.
+    scikit-learn takes 5 ms for one row, most of it to pass the row to each tree. Here all trees
+    descend one level at a time together.
 
     Args:
         inputs: Shape (N, inputs).
         outputs: Shape (N, outputs).
-        num_trees: Trees.
+        num_trees: The number of trees.
     """
 
     def __init__(self, inputs: Floats, outputs: Floats, num_trees: int = 100) -> None:
@@ -46,7 +46,7 @@ class Forest:
         left = np.concatenate([tree.children_left for tree in trees])
         right = np.concatenate([tree.children_right for tree in trees])
         is_leaf, nodes = left < 0, np.arange(len(left))
-        # A leaf leads to itself, so that all trees can take the same number of steps.
+        # The child of a leaf is the leaf itself, so that all trees take the same number of steps.
         self._left = np.where(is_leaf, nodes, left + offsets)
         self._right = np.where(is_leaf, nodes, right + offsets)
         self._feature = np.where(is_leaf, 0, np.concatenate([tree.feature for tree in trees]))
@@ -55,7 +55,7 @@ class Forest:
         self._depth = max(tree.max_depth for tree in trees)
 
     def predict(self, row: Floats) -> Floats:
-        rounded = row.astype(np.float32)  # as scikit-learn compares
+        rounded = row.astype(np.float32)  # scikit-learn compares in this precision
         nodes = self._roots  # (trees,)
         for _ in range(self._depth):
             is_left = rounded[self._feature[nodes]] <= self._threshold[nodes]
@@ -69,9 +69,10 @@ class Forest:
 
 
 class GaussianProcess:
-    """A process with a length for each input, Matern's kernel and noise, which it leaves out.
+    """A Gaussian process with a Matern kernel, a length scale for each input, and noise.
 
-    All outputs share the kernel; its parameters are those of the highest likelihood.
+    Predictions leave out the noise. All outputs share the kernel, whose parameters maximize the
+    likelihood.
 
     Args:
         inputs: Shape (N, inputs).
@@ -84,7 +85,7 @@ class GaussianProcess:
         kernel = ConstantKernel(1.0, (1e-2, 1e4)) * matern + WhiteKernel(0.1)
         self._fitted = GaussianProcessRegressor(kernel, normalize_y=True)
         with warnings.catch_warnings():
-            # An input that does not matter has the greatest length there is.
+            # The length scale of an input that does not matter ends at its upper bound.
             warnings.simplefilter("ignore", ConvergenceWarning)
             self._fitted.fit(self._scaled(inputs), outputs)
         found = self._fitted.kernel_.k1

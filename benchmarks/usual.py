@@ -1,4 +1,4 @@
-"""The model and the data as users usually write them, for the peers of the benchmark."""
+"""The model and the data as users usually write them, for the peers of `benchmarks.speed`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torchvision import datasets, transforms
 
 
 class UsualMLP(pl.LightningModule):
-    """The MLP of `tune_jobs/mnist.py`; its losses are logged at each step."""
+    """The MLP of `tune_jobs/mnist.py`; it logs its loss at each step."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class UsualMLP(pl.LightningModule):
 def make_loaders(
     config: dict[str, Any], data_dir: Path
 ) -> "tuple[DataLoader[Any], DataLoader[Any]]":
-    """Loaders of training and validation, item by item through PIL and ToTensor."""
+    """Make the loaders of training and validation; each image goes through PIL and ToTensor."""
     normalize = transforms.Normalize((0.1307,), (0.3081,))
     transform = transforms.Compose([transforms.ToTensor(), normalize])
     images = datasets.MNIST(str(data_dir), train=True, transform=transform)
@@ -54,7 +54,7 @@ def make_loaders(
 
 
 def suggest_config(trial: optuna.Trial) -> dict[str, Any]:
-    """The search space of `tune_jobs/mnist.py`."""
+    """Suggest a config from the search space of `tune_jobs/mnist.py`."""
     return {
         "hidden_size": trial.suggest_categorical("hidden_size", [64, 128, 256]),
         "num_layers": trial.suggest_int("num_layers", 2, 4),
