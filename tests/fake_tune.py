@@ -7,6 +7,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.experiment import Trial
 
+from tune_jobs.engine.core.goal import epoch_of
 from tune_jobs.engine.core.outcome import Kind, Outcome
 from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.store.record import PROMOTED
@@ -47,9 +48,10 @@ class FakeLedger:
     def report(
         self, trial_id: str, score: float, result: Mapping[str, Any], stop: Kind | None
     ) -> None:
-        self.reports.append((trial_id, result["epoch"], score, stop))
+        epoch = epoch_of(result)
+        self.reports.append((trial_id, epoch, score, stop))
         if math.isfinite(score):
-            self.curves.setdefault(trial_id, {})[result["epoch"]] = score
+            self.curves.setdefault(trial_id, {})[epoch] = score
         if stop is not None:
             self.decisions[trial_id] = Outcome.of(stop)
 
