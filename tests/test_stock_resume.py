@@ -65,7 +65,7 @@ def test_stock_scheduler_resumed_decisions(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["asha", "median"])
 @pytest.mark.parametrize("ending", ["last epoch", "stop_at", "nan", "inf", "by itself", "failure"])
 def test_stock_scheduler_resumed_after_ending(name: str, ending: str, tmp_path: Path) -> None:
-    """A trial that ended otherwise is known after a resume as it was before."""
+    """What the scheduler knows of a trial that it did not stop is the same after a resume."""
 
     def make() -> StockSweep:
         return StockSweep(tmp_path, MAKERS[name](), max_epochs=4, stop_at=0.9)

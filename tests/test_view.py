@@ -144,7 +144,7 @@ def test_view_level_needs_running_trials() -> None:
     shown.start(*names)
     for name in names[:NUM_ENOUGH]:
         shown.report(name, 0.1, 0.2, 0.3)
-    assert {value for _, value in shown.states()} == {0.1, None}  # 8 run side by side
+    assert {value for _, value in shown.states()} == {0.1, None}  # 8 run in parallel
     shown.paused.update("efgh")
     assert {value for _, value in shown.states()} == {0.3, None}
 
