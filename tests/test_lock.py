@@ -125,7 +125,7 @@ with SweepLock(fs.LocalFileSystem(), {str(tmp_path / LOCK_FILE)!r}, timing=Timin
         notices: list[str] = []
         with lock_in(tmp_path, notify=notices.append, watch_s=60):
             assert time.monotonic() - start < 5
-    assert notices == [f"taken over from {name}, which has exited"]
+    assert notices == [f"Taking over from {name}, which no longer responds."]
 
 
 @in_every_way
@@ -169,7 +169,7 @@ def test_lock_silent_elsewhere_taken_over(is_local: bool, tmp_path: Path) -> Non
     start = time.monotonic()
     with lock_in(tmp_path, is_local, notify=notices.append):
         assert WATCH_S < time.monotonic() - start < 5
-    assert notices == ["taken over from the driver with pid 7 on far, which has exited"]
+    assert notices == ["Taking over from the driver with pid 7 on far, which no longer responds."]
 
 
 def test_lock_mount_without_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,9 @@ def test_lock_torn_file_taken_over(content: str, is_local: bool, tmp_path: Path)
     notices: list[str] = []
     with lock_in(tmp_path, is_local, notify=notices.append, watch_s=0.1):
         assert str(os.getpid()) in (tmp_path / LOCK_FILE).read_text()
-    assert notices == ["taken over from a driver whose lock cannot be read, which has exited"]
+    assert notices == [
+        "Taking over from a driver whose lock cannot be read, which no longer responds."
+    ]
 
 
 def test_lock_released_while_watched(tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def test_unrecordable_setting_refused(annotation: Any, value: Any, tmp_path: Pat
     """A setting that would not come back is refused before anything is created."""
     settings = dataclasses.replace(settings_with(annotation, value), storage_path=str(tmp_path))
     request = Request(settings, GOAL, convert_space(SPACE))
-    message = "the settings of OddSettings cannot be recorded for --resume: "
+    message = "of OddSettings cannot be recorded for --resume: "
     with pytest.raises(SettingsError, match=message), open_sweep(request, "s"):
         pass
     assert not list(tmp_path.iterdir())

@@ -82,7 +82,9 @@ def test_resume_settles_open_data(tmp_path: Path) -> None:
     with open_sweep(ask_for(tmp_path, resume=True), "s") as sweep:
         assert isinstance(sweep.settings, DataSettings)
         assert sweep.settings.data == "digits"
-        with pytest.raises(SettingsError, match="its data is data digits, not data mnist"):
+        with pytest.raises(
+            SettingsError, match="recorded data='digits' before, and data='mnist' now"
+        ):
             sweep.begin({"data": "mnist"})
 
 

@@ -358,7 +358,7 @@ def test_resume_after_kill_changes_nothing(tmp_path: Path) -> None:
         driver = start(tmp_path, "--resume", name="killed")
     output, _ = driver.communicate(timeout=120)
     assert driver.returncode == 0, output
-    assert "taken over from the driver with pid" in output
+    assert "Taking over from the driver with pid" in output
 
     after = load_study(tmp_path / "killed").trials
     for attribute in ("params", "state", "values", "intermediate_values"):

@@ -27,7 +27,7 @@ def write(folder: Path, *files: str) -> None:
         (folder / file).write_text("")
 
 
-OWN = [f"{REPO}/models", f"{REPO}/tune_jobs"]
+OWN = [f"{REPO}/tune_jobs", f"{REPO}/models"]
 
 
 def test_own_packages_sent(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_job_in_package_sends_package(tmp_path: Path) -> None:
 def test_job_package_replaces_own(tmp_path: Path) -> None:
     """Of two packages with one name the job's is sent: the driver, too, finds it first."""
     write(tmp_path, "models/__init__.py")
-    assert code_to_ship(tmp_path)["py_modules"] == [f"{tmp_path}/models", f"{REPO}/tune_jobs"]
+    assert code_to_ship(tmp_path)["py_modules"] == [f"{REPO}/tune_jobs", f"{tmp_path}/models"]
 
 
 def test_secrets_and_weights_not_sent(tmp_path: Path) -> None:

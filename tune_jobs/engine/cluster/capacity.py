@@ -190,11 +190,11 @@ def _name_of(node: Mapping[str, Any]) -> str:
 
 def _autoscaler_on_head() -> Autoscaler:
     """What the cluster file on the head says; to be called there."""
+    import yaml  # here: few sweeps need it, and Ray brings it
+
     file = Path(BOOTSTRAP_FILE).expanduser()
     if not file.is_file():
         return Autoscaler()
-    import yaml  # here: few sweeps need it, and Ray brings it
-
     config = yaml.safe_load(file.read_text())
     if config["provider"]["type"] == "local":
         return Autoscaler(num_own=len(config["provider"].get("worker_ips", [])))

@@ -34,9 +34,10 @@ def code_to_ship(job: Path | None) -> dict[str, Any]:
     if _has_working_dir():
         return {}
     own = Path(tune_jobs.__file__).parent
-    modules = [own, *_modules_beside(job or Path.cwd())]
+    modules = [own]
     if (own.parent / "pyproject.toml").exists():  # a checkout, whose jobs use its `models`
-        modules.insert(0, own.parent / "models")
+        modules.append(own.parent / "models")
+    modules += _modules_beside(job or Path.cwd())
     # Of two with one name the job's is sent: the driver, too, finds it first.
     by_name = {path.name: path for path in modules if path.exists()}
     return {"py_modules": [str(path) for path in by_name.values()], "excludes": NO_CODE}

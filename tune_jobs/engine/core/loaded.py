@@ -1,5 +1,6 @@
 """Data that a job wants recorded: `Loaded`."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +15,16 @@ class Loaded:
 
         return Loaded(splits, data="digits")
 
-    The facts are written to `sweep.json` and `best.json`, and a resumed sweep must load data with
-    the same facts. A fact with the name of a setting says how that setting was settled: where the
+    The facts are written to `sweep.json` and `best.json`, and a fact must not change when the sweep
+    is resumed. A fact with the name of a setting says how that setting was settled: where the
     setting is left open on resume, `load_data` is given the recorded value.
 
     Attributes:
         data: What trials are given.
-        facts: Name -> None, bool, int, float or text.
+        facts: Name -> None, bool, int, str or a finite float.
 
     Raises:
-        SettingsError: A fact is of another type.
+        SettingsError: A fact is something else.
     """
 
     data: Any
@@ -31,9 +32,11 @@ class Loaded:
 
     def __init__(self, data: Any, /, **facts: Any) -> None:
         for name, fact in facts.items():
-            if fact is not None and not isinstance(fact, (bool, int, float, str)):
+            is_scalar = fact is None or isinstance(fact, (bool, int, float, str))
+            if not is_scalar or (isinstance(fact, float) and not math.isfinite(fact)):
                 raise SettingsError(
-                    f"fact {name!r} of Loaded must be None, bool, int, float or str, got {fact!r}."
+                    f"fact {name!r} of Loaded must be None, bool, int, str or a finite float, "
+                    f"got {fact!r}."
                 )
         object.__setattr__(self, "data", data)
         object.__setattr__(self, "facts", facts)

@@ -111,7 +111,10 @@ def _write(folder: SweepFolder, name: str, content: bytes) -> None:
 
 def _to_json(value: Any) -> Any:
     """What a config may hold besides JSON's own types: NumPy's numbers, or anything at all."""
-    return value.item() if hasattr(value, "item") else str(value)
+    try:
+        return value.item()
+    except (AttributeError, ValueError, RuntimeError):  # no number, or an array of several
+        return str(value)
 
 
 def _versions() -> dict[str, str]:

@@ -76,7 +76,7 @@ class SweepLock:
     def __enter__(self) -> Self:
         try:
             if gone := self._lock.take():
-                self._notify(f"taken over from {gone}, which has exited")
+                self._notify(f"Taking over from {gone}, which no longer responds.")
         except BaseException as error:
             self._lock.release()
             if not isinstance(error, OSError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from optuna.distributions import distribution_to_json
-from pydantic import TypeAdapter
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
@@ -89,7 +89,7 @@ class Manifest:
                 return cls(**content)
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SettingsError(
                 f"{file} cannot be read ({error}); nothing was changed. "
                 "Restore a copy of it, or start a new sweep with another --name."
@@ -103,6 +103,13 @@ class Manifest:
         """Write it into the sweep's folder, atomically."""
         text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2)
         write_whole(folder / MANIFEST_FILE, f"{text}\n".encode())
+
+    def keep_fixed(self, now: "Manifest", settings: Settings) -> "Manifest":
+        """What is asked for now, with the recorded values of fixed settings, which a fact of the
+        data may have settled since."""
+        fixed = {f.name for f in dataclasses.fields(settings) if on_resume(f) == OnResume.FIXED}
+        kept = {name: value for name, value in self.settings.items() if name in fixed}
+        return dataclasses.replace(now, settings={**now.settings, **kept})
 
     def check(self, now: "Manifest", settings: Settings) -> None:
         """Check that a sweep can be resumed as it is asked for now.
@@ -137,15 +144,15 @@ class Manifest:
             was = self.settings.get(name, asked)
             settled = (self.facts or {}).get(name, was)
             if on_resume(known) == OnResume.FIXED and asked not in (was, settled):
-                yield f"its {name} is {was}, not {asked}"
+                yield f"its {name} is {settled}, not {asked}"
 
     def settle(self, settings: AnySettings) -> AnySettings:
         """The settings with the recorded facts, where they are left as open as before."""
-        fields = {known.name for known in dataclasses.fields(settings)}
+        packed, adapters = _pack(settings), dict(_adapters(settings))
         open_still = {
-            name: fact
+            name: adapters[name].validate_python(fact)
             for name, fact in (self.facts or {}).items()
-            if name in fields and getattr(settings, name) == self.settings.get(name)
+            if name in adapters and packed[name] == self.settings.get(name)
         }
         return dataclasses.replace(settings, **open_still)
 
@@ -158,8 +165,16 @@ def recorded_settings(folder: str | Path, given: AnySettings) -> AnySettings:
     """
     recorded = Manifest.read(folder).settings
     adapters = dict(_adapters(given))
-    known = recorded.keys() & adapters.keys()
-    values = {name: adapters[name].validate_python(recorded[name]) for name in known}
+    values = {}
+    for name in recorded.keys() & adapters.keys():
+        try:
+            values[name] = adapters[name].validate_python(recorded[name])
+        except ValidationError as error:
+            raise SettingsError(
+                f"setting {name!r} of {type(given).__name__} was recorded as {recorded[name]!r}, "
+                "which its type does not allow any more; restore its type, or start a new sweep "
+                "with another --name."
+            ) from error
     return dataclasses.replace(given, **values)
 
 
@@ -180,25 +195,32 @@ def _adapters(settings: Settings) -> Iterator[tuple[str, TypeAdapter[Any]]]:
         hints = {}
     for known in dataclasses.fields(settings):
         if known.init and on_resume(known) != OnResume.MOMENTARY:
-            yield known.name, TypeAdapter(hints.get(known.name, Any))
+            try:
+                yield known.name, TypeAdapter(hints.get(known.name, Any))
+            except PydanticUserError as error:
+                raise _unrecordable(settings, known.name) from error
 
 
 def _pack(settings: Settings) -> dict[str, Any]:
     packed = {}
-    kind = type(settings).__name__
-    try:
-        for name, adapter in _adapters(settings):
-            value = getattr(settings, name)
-            packed[name] = json.loads(adapter.dump_json(value))
-            if adapter.validate_python(packed[name]) != value:
-                raise ValueError(f"{value!r} would come back as {packed[name]!r}")
-    except Exception as error:  # pydantic's, or that of a type's own `__eq__`
-        reason = " ".join(str(error).split())
-        raise SettingsError(
-            f"the settings of {kind} cannot be recorded for --resume: {reason}; annotate each with "
-            "a type that JSON can hold, or make it momentary(default)."
-        ) from error
+    for name, adapter in _adapters(settings):
+        value = getattr(settings, name)
+        try:
+            packed[name] = json.loads(adapter.dump_json(value, warnings=False))
+            survives = bool(adapter.validate_python(packed[name]) == value)
+        except ValueError as error:  # pydantic's errors, and JSON's
+            raise _unrecordable(settings, name) from error
+        if not survives:
+            raise _unrecordable(settings, name)
     return packed
+
+
+def _unrecordable(settings: Settings, name: str) -> SettingsError:
+    return SettingsError(
+        f"setting {name!r} of {type(settings).__name__} cannot be recorded for --resume: "
+        f"{getattr(settings, name)!r} would not come back as it is; annotate it with a type that "
+        "JSON can hold, or make it momentary(default)."
+    )
 
 
 def _describe(space: SearchSpace) -> dict[str, str]:

@@ -91,8 +91,9 @@ class OpenSweep:
         record = self.earlier
         if record is not None and facts != self.manifest.facts:
             raise SettingsError(
-                f"the sweep cannot be resumed with other data: its data is "
-                f"{_listed(self.manifest.facts)}, not {_listed(facts)}."
+                "the sweep cannot be resumed with other data: load_data recorded "
+                f"{_listed(self.manifest.facts)} before, and {_listed(facts)} now. Load the same "
+                "data, or start a new sweep with another --name."
             )
         # On resume too, with what is asked for now: more trials, say.
         dataclasses.replace(self.manifest, facts=facts).write(self.folder.local)
@@ -169,6 +170,7 @@ def _reopen(
         others=before.others,
     )
     before.check(now, settings)
+    now = before.keep_fixed(now, settings)
     record = None
     if _has_record(folder):
         record = Record.open(folder.local, lost)
@@ -227,5 +229,4 @@ def _check_checkpoints(record: Record, folder: SweepFolder) -> None:
 
 
 def _listed(facts: dict[str, Any] | None) -> str:
-    listed = ", ".join(f"{name} {fact}" for name, fact in (facts or {}).items())
-    return listed or "not recorded"
+    return ", ".join(f"{name}={fact!r}" for name, fact in (facts or {}).items()) or "nothing"
