@@ -1,8 +1,9 @@
-"""`run_sweep` on a Ray with two logical GPUs: what the engine makes of good and bad trials."""
+"""`run_sweep` with good and bad trials, on a Ray with two logical GPUs."""
 
 from __future__ import annotations  # classes inside functions go to the workers by value
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,8 @@ from tune_jobs.engine import (
     LightningSettings,
     Settings,
     SettingsError,
-    Sweep,
     SweepFailedError,
+    SweepResult,
     load_study,
     run_sweep,
 )
@@ -42,11 +43,21 @@ def tune_module(
     mode: str = "max",
     fail_above: float = 100.0,
     **options: Any,
-) -> Sweep:
-    """Tune a one-parameter module of either Lightning package; its score is `gain` x epochs.
+) -> SweepResult:
+    """Tune a module with one parameter; its score is |gain| x epochs.
 
-    A negative gain diverges to NaN in the second epoch; a gain above `fail_above` raises: at once,
-    or in the second epoch where it is below 100.
+    A negative gain diverges to NaN in the second epoch.
+
+    Args:
+        tmp_path: The sweep's folder is `s` in there; `ended.txt` gets a line for each trial that
+            leaves Lightning.
+        package: The Lightning package of the module and its data.
+        log: The name under which the module logs its score.
+        mode: The mode of the sweep.
+        fail_above: A larger gain raises: in the first epoch, or in the second one if this is below
+            100.
+        options: Settings that differ from the defaults here; `gains`, the choices; and
+            `trainer_kwargs`.
     """
     fail_at = 0 if fail_above >= 100 else 1
     out = str(tmp_path / "ended.txt")
@@ -115,22 +126,21 @@ def tune_module(
     )
 
 
-def test_modules_of_the_other_lightning_package_and_data_loaders_of_ones_own(
-    tmp_path: Path,
-) -> None:
+def test_sweep_of_other_lightning_package(tmp_path: Path) -> None:
+    """With ordinary DataLoaders."""
     sweep = tune_module(tmp_path, package="lightning.pytorch", num_trials=2, gains=[1.0, 2.0])
     assert sweep.best_score == 6.0
     assert sweep.best_epoch == 3
     assert sweep.test is None
 
 
-def test_every_trial_leaves_lightning_in_order_also_the_last_of_a_slot(tmp_path: Path) -> None:
+def test_trials_end_lightning_cleanly(tmp_path: Path) -> None:
     sweep = tune_module(tmp_path, grace_epochs=3)
     assert len(sweep.rows) == 4
     assert len((tmp_path / "ended.txt").read_text().split()) == 4
 
 
-def test_nan_is_stopped_at_once_and_told_pruned_with_the_reason(tmp_path: Path) -> None:
+def test_nan_stops_the_trial(tmp_path: Path) -> None:
     sweep = tune_module(tmp_path, gains=[-1.0, 1.0], num_trials=2, max_epochs=8, grace_epochs=8)
     row = next(row for row in sweep.rows if row["config/gain"] == -1.0)
     assert (row["state"], row["reason"], row["epochs"]) == ("PRUNED", "nan", 2)
@@ -139,39 +149,36 @@ def test_nan_is_stopped_at_once_and_told_pruned_with_the_reason(tmp_path: Path) 
     assert trial.intermediate_values == {1: 1.0}
 
 
-def test_some_failed_trials_are_counted_with_their_logs(tmp_path: Path) -> None:
+def test_failed_trial_has_a_log(tmp_path: Path) -> None:
     sweep = tune_module(tmp_path, gains=[1.0, 200.0], num_trials=2)
     failed = next(row for row in sweep.rows if row["config/gain"] == 200.0)
     assert (failed["state"], failed["reason"]) == ("FAIL", "ArithmeticError")
     assert "gain is too high" in Path(sweep.logs[failed["trial"]]).read_text()
 
 
-def test_five_failures_and_no_success_end_the_sweep_with_the_first_traceback(
-    tmp_path: Path,
-) -> None:
+def test_sweep_of_failures_ends_early(tmp_path: Path) -> None:
+    """After five failures without a success, with the first traceback."""
     gains = [200.0 + number for number in range(20)]
     with pytest.raises(SweepFailedError, match="gain is too high"):
-        tune_module(tmp_path, gains=gains, num_trials=20)
+        tune_module(tmp_path, gains=gains, num_trials=20, max_concurrent=2)
     rows = (tmp_path / "s" / "trials.csv").read_text().splitlines()[1:]
     assert 5 <= sum(",FAIL," in row for row in rows) <= 7
     assert len(rows) < 20
 
 
-def test_a_metric_that_is_never_logged_ends_the_sweep_and_names_those_that_are(
-    tmp_path: Path,
-) -> None:
+def test_metric_never_logged_ends_sweep(tmp_path: Path) -> None:
     with pytest.raises(SweepFailedError, match="never logs 'score'; it logs acc"):
         tune_module(tmp_path, log="acc", gains=list(range(1, 20)), num_trials=19)
     assert len((tmp_path / "s" / "trials.csv").read_text().splitlines()) <= 4
 
 
-def test_trainer_kwargs_that_the_engine_sets_are_refused_by_name(tmp_path: Path) -> None:
+def test_trainer_kwargs_refuse_engine_options(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="'max_epochs', which the engine sets"):
         tune_module(tmp_path, trainer_kwargs={"max_epochs": 3})
     assert not (tmp_path / "s").exists()
 
 
-def test_trainer_kwargs_bring_loggers_that_are_finalized_in_success(tmp_path: Path) -> None:
+def test_trainer_kwargs_logger_ends_in_success(tmp_path: Path) -> None:
     from pytorch_lightning.loggers import CSVLogger
 
     class Logger(CSVLogger):
@@ -183,18 +190,16 @@ def test_trainer_kwargs_bring_loggers_that_are_finalized_in_success(tmp_path: Pa
     assert not (tmp_path / "failed").exists()
 
 
-def test_a_score_that_is_good_enough_ends_the_sweep(tmp_path: Path) -> None:
+def test_stop_at_ends_the_sweep(tmp_path: Path) -> None:
     sweep = tune_module(tmp_path, stop_at=2.0, gains=[2.0, 3.0, 4.0, 5.0])
     first, *others = sweep.rows
     assert (first["state"], first["reason"], first["epochs"]) == ("COMPLETE", "stop_at", 1)
-    assert len(others) <= 1  # the one that waited for the slot
+    assert len(others) <= 1  # one may have waited for the slot
     assert all(row["state"] == "PRUNED" for row in others)
     assert all(row["reason"] == "another reached stop_at" for row in others)
 
 
-def test_a_budget_that_runs_out_gives_the_best_unfinished_trial_marked_as_such(
-    tmp_path: Path,
-) -> None:
+def test_time_budget_reports_unfinished_winner(tmp_path: Path) -> None:
     def slow(config: dict[str, Any]) -> float:
         for step in range(1, 1000):
             tune.report({"score": config["x"] * step, "epoch": step})
@@ -218,7 +223,7 @@ def test_a_budget_that_runs_out_gives_the_best_unfinished_trial_marked_as_such(
     assert {trial.state.name for trial in sweep.study.trials} == {"RUNNING"}
 
 
-def test_zero_is_a_score_and_a_define_by_run_space_works(tmp_path: Path) -> None:
+def test_define_by_run_with_zero_scores(tmp_path: Path) -> None:
     def space(trial: optuna.Trial) -> dict[str, Any]:
         trial.suggest_float("x", -1, 1)
         return {"constant": 7}
@@ -238,15 +243,17 @@ def test_zero_is_a_score_and_a_define_by_run_space_works(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("share", "slots", "per_gpu"), [(0.25, 8, 4), (0.4, 4, 2)])
-def test_shares_of_logical_gpus_run_side_by_side(
-    share: float, slots: int, per_gpu: int, tmp_path: Path
-) -> None:
-    out = tmp_path / "gpus.txt"
+def test_gpu_shares_run_in_parallel(share: float, slots: int, per_gpu: int, tmp_path: Path) -> None:
+    """Each trial waits until all of them have started."""
+    out, started = tmp_path / "gpus.txt", tmp_path / "started"
+    started.mkdir()
 
     def hold(config: dict[str, Any]) -> float:
         start = time.time()
+        (started / str(os.getpid())).touch()
         gpus = ray.get_runtime_context().get_accelerator_ids()["GPU"]
-        time.sleep(8)
+        while len(list(started.iterdir())) < slots and time.time() < start + 60:
+            time.sleep(0.1)
         with out.open("a") as file:
             file.write(f"{start} {time.time()} {gpus[0]}\n")
         return 1.0
@@ -261,7 +268,7 @@ def test_shares_of_logical_gpus_run_side_by_side(
     assert sorted(gpus) == ["0"] * per_gpu + ["1"] * per_gpu
 
 
-def test_a_trial_without_a_gpu_sees_none(tmp_path: Path) -> None:
+def test_trial_without_gpu_sees_none(tmp_path: Path) -> None:
     def count(config: dict[str, Any]) -> float:
         import os
 
@@ -274,9 +281,8 @@ def test_a_trial_without_a_gpu_sees_none(tmp_path: Path) -> None:
     assert sweep.best_score == 1.0
 
 
-def test_only_the_best_trials_keep_checkpoints_also_where_the_last_epoch_is_not_the_best(
-    tmp_path: Path,
-) -> None:
+def test_best_trials_keep_their_checkpoints(tmp_path: Path) -> None:
+    """Each has two, since its last epoch is not its best one."""
     sweep = tune_module(
         tmp_path, gains=[1.0, 2.0, 3.0, 4.0], keep_checkpoints=2, mode="min", max_epochs=4,
         grace_epochs=4,
@@ -288,7 +294,7 @@ def test_only_the_best_trials_keep_checkpoints_also_where_the_last_epoch_is_not_
     assert len(list((tmp_path / "s").glob("trial_*/checkpoint_*"))) == 4
 
 
-def test_failed_trial_never_takes_the_winners_checkpoint(tmp_path: Path) -> None:
+def test_failed_trial_keeps_no_checkpoint(tmp_path: Path) -> None:
     sweep = tune_module(
         tmp_path, gains=[-1.0, 50.0], fail_above=40.0, num_trials=2, keep_checkpoints=1
     )
@@ -297,7 +303,7 @@ def test_failed_trial_never_takes_the_winners_checkpoint(tmp_path: Path) -> None
     assert (tmp_path / "s" / "best.ckpt").exists()
 
 
-def test_trials_that_all_diverge_are_told_as_what_they_are(tmp_path: Path) -> None:
+def test_sweep_of_only_nan_fails(tmp_path: Path) -> None:
     with pytest.raises(SweepFailedError, match="has a score: 2 ended by nan"):
         run_sweep(
             Settings(num_trials=2, storage_path=str(tmp_path), name="n", gpus_per_trial=0),
@@ -308,7 +314,7 @@ def test_trials_that_all_diverge_are_told_as_what_they_are(tmp_path: Path) -> No
         )
 
 
-def test_plain_function_may_report_along_the_way(tmp_path: Path) -> None:
+def test_plain_function_reports_between(tmp_path: Path) -> None:
     def objective(config: dict[str, Any]) -> float:
         tune.report({"score": 3.0})
         tune.report({"score": 5.0})
@@ -328,11 +334,11 @@ def test_plain_function_may_report_along_the_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings_type", "options", "message"),
     [
-        (Settings, {"trainer_kwargs": {"precision": 16}}, "go with a LightningModule"),
+        (Settings, {"trainer_kwargs": {"precision": 16}}, "belong to a LightningModule"),
         (LightningSettings, {}, "keeps no checkpoint"),  # it cannot be paused
     ],
 )
-def test_options_that_a_plain_function_cannot_use_are_refused(
+def test_plain_function_refuses_lightning_options(
     settings_type: Any, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match=message):
@@ -347,10 +353,9 @@ def test_options_that_a_plain_function_cannot_use_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_trial_that_early_stopping_ends_at_a_rung_is_complete_and_never_paused(
-    tmp_path: Path,
-) -> None:
-    stopping = EarlyStopping("score", patience=1, mode="min")  # the score rises: after two epochs
+def test_early_stopping_at_a_rung(tmp_path: Path) -> None:
+    """The trial is complete, and was not paused there."""
+    stopping = EarlyStopping("score", patience=1, mode="min")  # after two epochs: the score rises
     sweep = tune_module(tmp_path, max_epochs=8, trainer_kwargs={"callbacks": [stopping]})
     complete = [trial for trial in sweep.study.trials if trial.state == TrialState.COMPLETE]
     assert complete
@@ -361,9 +366,8 @@ def test_trial_that_early_stopping_ends_at_a_rung_is_complete_and_never_paused(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_garden_comes_within_a_fifth_of_a_percent_whatever_the_seed(
-    seed: int, tmp_path: Path
-) -> None:
+def test_garden_for_any_seed(seed: int, tmp_path: Path) -> None:
+    """The search comes within 0.2 % of the best."""
     from tune_jobs import garden
 
     ray.cloudpickle.register_pickle_by_value(garden)
