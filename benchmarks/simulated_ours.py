@@ -57,8 +57,9 @@ def make_ours(
         make_view: Makes what the sampler is shown; called with the arguments of `View`.
     """
     goal, record = task.goal, _make_record(task)
-    halving = replace(settings, max_epochs=task.max_epochs).halving
-    scheduler: ASHA = (PromotionASHA if halving.pauses else StoppingASHA)(goal, record, halving)
+    settings = replace(settings, max_epochs=task.max_epochs)
+    kind: type[ASHA] = PromotionASHA if settings.halving.pauses else StoppingASHA
+    scheduler = kind(goal, record, settings)
     view = make_view(goal, make_sampler(), scheduler.rungs, record.kept(), scheduler.is_paused)
     search = StudySearch(convert_space(SEARCH_SPACE), goal, record, view, task.seed)
     return OurSide(search, scheduler, goal.metric)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -9,8 +10,21 @@ from ray.tune.experiment import Trial
 
 from tune_jobs.engine.core.goal import epoch_of
 from tune_jobs.engine.core.outcome import Kind, Outcome
-from tune_jobs.engine.core.rungs import Rungs
+from tune_jobs.engine.core.rungs import Halving, Rungs
+from tune_jobs.engine.core.settings import LightningSettings, Settings
 from tune_jobs.engine.store.record import PROMOTED
+
+
+def settings_of(halving: Halving | None = None, stop_at: float | None = None) -> Settings:
+    """The settings of a sweep with this rule of halving; None: it has no epochs."""
+    if halving is None:
+        return Settings(stop_at=stop_at)
+    return LightningSettings(
+        max_epochs=halving.max_epochs,
+        grace_epochs=halving.grace_epochs,
+        reduction_factor=halving.reduction_factor,
+        stop_at=stop_at,
+    )
 
 
 class FakeTrial:
@@ -79,7 +93,9 @@ def report(scheduler: Any, trial: FakeTrial, epoch: int, score: float) -> str:
     Returns:
         Its decision.
     """
-    return str(scheduler.on_trial_result(None, trial, {"epoch": epoch, "score": score}))
+    controller = SimpleNamespace(get_live_trials=lambda: [])
+    result = {"epoch": epoch, "score": score}
+    return str(scheduler.on_trial_result(controller, trial, result))
 
 
 def gains_at_rungs(rungs: Rungs) -> dict[int, dict[str, float]]:

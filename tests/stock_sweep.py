@@ -6,7 +6,7 @@ from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
-from fake_tune import FakeTrial
+from fake_tune import FakeTrial, settings_of
 from optuna.trial import TrialState, create_trial
 from ray import cloudpickle
 from ray.tune.experiment import Trial
@@ -21,6 +21,7 @@ from ray.tune.schedulers import (
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import STUDY_FILE
 from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.rungs import Halving
 from tune_jobs.engine.search.stock import StockScheduler
 from tune_jobs.engine.store.record import Record
 
@@ -79,7 +80,8 @@ class StockSweep:
         else:
             self.record = Record.create(folder, "sweep", MAXIMIZE, Event())
         self.stock = stock
-        self.scheduler = StockScheduler(MAXIMIZE, self.record, stock, max_epochs, stop_at)
+        settings = settings_of(Halving(max_epochs) if max_epochs else None, stop_at)
+        self.scheduler = StockScheduler(MAXIMIZE, self.record, settings, stock)
         self.scheduler.restore(self.record.started())
         self.trials: dict[str, FakeTrial] = {}
         for trial in sorted(self.record.started(), key=lambda t: not t.state.is_finished()):

@@ -1,4 +1,4 @@
-"""The jobs as a user runs them: their own command, with small numbers."""
+"""Jobs run from the command line, with small numbers."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_garden_finds_the_calculus_answer(tmp_path: Path) -> None:
+def test_garden_finds_calculus_answer(tmp_path: Path) -> None:
     done = run_job("garden", "--name", "g", storage=tmp_path)
     assert done.returncode == 0, done.stderr
     best = json.loads((tmp_path / "g" / "best.json").read_text())
@@ -56,7 +56,7 @@ def main(settings):
         settings, space={"x": tune.uniform(0, 1)}, metric="m", mode=MODE, objective=objective
     )
 
-run_job(main, Settings, "A user's own.")
+run_job(main, Settings, "A job of a user.")
 """
 
 
@@ -67,7 +67,7 @@ def run_users_job(tmp_path: Path, limit: float, mode: str) -> subprocess.Complet
     return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
 
 
-def test_some_failures_exit_0_and_are_counted_with_their_logs(tmp_path: Path) -> None:
+def test_job_some_failures_exit_0(tmp_path: Path) -> None:
     done = run_users_job(tmp_path, limit=0.6, mode="max")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -79,7 +79,7 @@ def test_some_failures_exit_0_and_are_counted_with_their_logs(tmp_path: Path) ->
         assert "is too much" in log.read_text()
 
 
-def test_nothing_but_failures_exits_1_with_the_first_ones_own_traceback(tmp_path: Path) -> None:
+def test_job_only_failures_exits_1(tmp_path: Path) -> None:
     done = run_users_job(tmp_path, limit=-1, mode="max")
     assert done.returncode == 1
     head, *frames = done.stderr.splitlines()
@@ -90,14 +90,14 @@ def test_nothing_but_failures_exits_1_with_the_first_ones_own_traceback(tmp_path
     assert re.fullmatch(r"ArithmeticError: 0\.\d+ is too much", frames[-1])
 
 
-def test_unknown_mode_exits_2_and_leaves_nothing(tmp_path: Path) -> None:
+def test_job_unknown_mode_exits_2(tmp_path: Path) -> None:
     done = run_users_job(tmp_path, limit=1, mode="upwards")
     assert done.returncode == 2
     assert done.stderr == "error: mode must be 'max' or 'min', got 'upwards'.\n"
     assert not (tmp_path / "results").exists()
 
 
-def test_mnist_on_digits_leaves_results_that_agree(tmp_path: Path) -> None:
+def test_mnist_results_agree_on_digits(tmp_path: Path) -> None:
     from models.data import load_digits
     from models.mlp import MLP
     from tune_jobs.engine import load_study
@@ -157,9 +157,7 @@ def test_mnist_on_real_images(tmp_path: Path) -> None:
         (["--cpus-per-trial", "4096"], "lower --cpus-per-trial"),
     ],
 )
-def test_bad_input_is_one_message_and_leaves_nothing(
-    args: list[str], message: str, tmp_path: Path
-) -> None:
+def test_mnist_bad_input_exits_2(args: list[str], message: str, tmp_path: Path) -> None:
     done = run_job("mnist", "--data", "digits", *args, storage=tmp_path / "new")
     assert done.returncode == 2
     assert message in done.stderr
@@ -167,15 +165,15 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+def test_garden_refuses_existing_name(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").touch()
     done = run_job("garden", "--name", "taken", storage=tmp_path)
     assert done.returncode == 2
-    assert "is taken" in done.stderr
+    assert "sweep 'taken' already exists" in done.stderr
 
 
-def test_a_storage_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_garden_refuses_unwritable_storage(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run_job("garden", storage=tmp_path / "file")
     assert done.returncode == 2

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_tune import FakeLedger, FakeTrial, gains_at_rungs, recorded
+from fake_tune import FakeLedger, FakeTrial, gains_at_rungs, recorded, settings_of
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
@@ -108,7 +108,8 @@ def make_asha(
     stop_at: float | None = None,
 ) -> PromotionASHA:
     halving = Halving(max_epochs, reduction_factor=factor)
-    return PromotionASHA(Goal("score", mode), ledger or FakeLedger(), halving, stop_at)
+    settings = settings_of(halving, stop_at)
+    return PromotionASHA(Goal("score", mode), ledger or FakeLedger(), settings)
 
 
 def constant(scores: list[float], max_epochs: int) -> dict[str, list[float]]:

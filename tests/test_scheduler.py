@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_tune import FakeLedger, FakeTrial, add_trials, gains_at_rungs, recorded, report
+from fake_tune import (
+    FakeLedger,
+    FakeTrial,
+    add_trials,
+    gains_at_rungs,
+    recorded,
+    report,
+    settings_of,
+)
 from ray import cloudpickle
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
@@ -32,9 +40,7 @@ def make(
     goal: Goal = MAXIMIZE,
     stop_at: float | None = None,
 ) -> Any:
-    if issubclass(kind, ASHA):
-        return kind(goal, ledger, halving, stop_at)
-    return kind(goal, ledger, halving.max_epochs, stop_at)
+    return kind(goal, ledger, settings_of(halving, stop_at))
 
 
 def make_stock(mode: str, halving: Halving) -> Any:
@@ -63,7 +69,7 @@ def test_stopping_asha_decides_like_stock(seed: int, halving: Halving, mode: str
     """On finite curves without gaps both take the same decisions."""
     rng = random.Random(seed)
     ledger = FakeLedger()
-    ours = StoppingASHA(Goal("score", mode), ledger, halving)
+    ours = StoppingASHA(Goal("score", mode), ledger, settings_of(halving))
     stock = make_stock(mode, halving)
     assert ours.rungs.epochs == stock_rungs(stock)
     names = [f"t{i}" for i in range(30)]
@@ -149,7 +155,7 @@ def test_asha_enters_each_rung_once(kind: type[ASHA]) -> None:
 
 def test_asha_spares_grace_epochs() -> None:
     ledger = FakeLedger()
-    asha = StoppingASHA(MAXIMIZE, ledger, Halving(20, grace_epochs=4))
+    asha = make(StoppingASHA, ledger, Halving(20, grace_epochs=4))
     best, worst = add_trials(asha, "best", "worst")
     assert report(asha, best, 4, 1.0) == CONTINUE
     for epoch in (1, 2, 3):
@@ -161,7 +167,7 @@ def test_asha_spares_grace_epochs() -> None:
 @pytest.mark.parametrize(("mode", "good", "bad"), [("max", 0.9, 0.1), ("min", 0.1, 0.9)])
 def test_asha_stops_worse_trial(mode: str, good: float, bad: float) -> None:
     ledger = FakeLedger()
-    asha = StoppingASHA(Goal("score", mode), ledger, Halving(10))
+    asha = make(StoppingASHA, ledger, Halving(10), Goal("score", mode))
     first, second = add_trials(asha, "first", "second")
     assert report(asha, first, 1, good) == CONTINUE
     assert report(asha, second, 1, bad) == STOP
@@ -198,7 +204,7 @@ def test_asha_loser_at_last_epoch(kind: type[ASHA]) -> None:
 
 def test_scheduler_without_last_epoch() -> None:
     ledger = FakeLedger()
-    scheduler = EpochScheduler(MAXIMIZE, ledger)
+    scheduler = EpochScheduler(MAXIMIZE, ledger, settings_of())
     (trial,) = add_trials(scheduler, "t")
     assert report(scheduler, trial, 10_000, 0.5) == CONTINUE
     assert ledger.decisions == {}
@@ -222,7 +228,7 @@ def test_stop_at_ends_trial_then_sweep(
 
 def test_stop_at_not_reached() -> None:
     """A trial that ends otherwise does not end the sweep."""
-    scheduler = EpochScheduler(MAXIMIZE, FakeLedger(), max_epochs=1, stop_at=0.9)
+    scheduler = make(EpochScheduler, FakeLedger(), Halving(1), stop_at=0.9)
     (trial,) = add_trials(scheduler, "t")
     report(scheduler, trial, 1, 0.5)
     scheduler.on_trial_complete(None, trial, {"epoch": 1, "score": 0.5})
@@ -241,7 +247,7 @@ def test_decision_recorded_before_it_acts() -> None:
             super().report(trial_id, score, result, stop)
             entered.append((trial_id, score, result["epoch"], stop, before))
 
-    asha = StoppingASHA(MAXIMIZE, Recorder(), Halving(10))
+    asha = make(StoppingASHA, Recorder(), Halving(10))
     good, bad = add_trials(asha, "good", "bad")
     entered.append(report(asha, good, 1, 0.9))
     entered.append(report(asha, bad, 1, 0.1))
@@ -286,7 +292,7 @@ def test_asha_epoch_trained_again(kind: type[ASHA]) -> None:
 
 
 def test_stop_at_reached_before_resume() -> None:
-    scheduler = EpochScheduler(MAXIMIZE, FakeLedger(), stop_at=0.9)
+    scheduler = EpochScheduler(MAXIMIZE, FakeLedger(), settings_of(stop_at=0.9))
     scheduler.restore([recorded("t", {1: 0.5})])
     assert not scheduler.has_reached
     scheduler.restore([recorded("u", {1: 0.95})])
@@ -296,7 +302,7 @@ def test_stop_at_reached_before_resume() -> None:
 def test_error_of_recovering_trial() -> None:
     """A trial that resumes after its process died has not failed."""
     ledger = FakeLedger()
-    scheduler = EpochScheduler(MAXIMIZE, ledger)
+    scheduler = EpochScheduler(MAXIMIZE, ledger, settings_of())
     trial = FakeTrial("t")
     trial.status = Trial.ERROR  # as Tune has it when it puts the trial back into its queue
     scheduler.on_trial_error(None, trial)
@@ -306,7 +312,7 @@ def test_error_of_recovering_trial() -> None:
 def test_error_of_trial_recorded(tmp_path: Path) -> None:
     """A failure of the trial is decided; one of the storage is not, as the trial can resume."""
     ledger = FakeLedger()
-    scheduler = EpochScheduler(MAXIMIZE, ledger)
+    scheduler = EpochScheduler(MAXIMIZE, ledger, settings_of())
     for name, error in (
         ("own", KeyError("lr")),
         ("disk", OSError(errno.ENOSPC, "No space left on device")),

@@ -20,6 +20,7 @@ from ray.tune.search.optuna import OptunaSearch
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import STUDY_FILE
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, outcome_of
+from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.execution.queue import TrialQueue
 from tune_jobs.engine.search.epochs import EpochScheduler
 from tune_jobs.engine.store.configs import config_of
@@ -67,7 +68,7 @@ def make_queue(driven: Driven, uri: str) -> TrialQueue:
     """The queue of a sweep in a folder or at a URL."""
     local = driven.record.file.parent
     folder = SweepFolder(uri, fs.LocalFileSystem(), str(local), local)
-    scheduler = EpochScheduler(Goal("score", "max"), driven.record)
+    scheduler = EpochScheduler(Goal("score", "max"), driven.record, Settings())
     return TrialQueue(driven.search, scheduler, driven.record, driven.space, folder, lambda: 1)
 
 

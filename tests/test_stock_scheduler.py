@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_tune import FakeLedger, FakeTrial, add_trials, report
+from fake_tune import FakeLedger, FakeTrial, add_trials, report, settings_of
 from ray import cloudpickle
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
@@ -39,6 +39,7 @@ from stock_sweep import (
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.rungs import Halving
 from tune_jobs.engine.search.stock import StockScheduler, check_scheduler
 
 
@@ -49,7 +50,7 @@ def test_stock_scheduler_decides_like_bare(seed: int, name: str, mode: str) -> N
     """On finite curves it takes the decisions of the scheduler that it wraps."""
     rng = random.Random(seed)
     ledger = FakeLedger()
-    ours = StockScheduler(Goal("score", mode), ledger, MAKERS[name]())
+    ours = StockScheduler(Goal("score", mode), ledger, settings_of(), MAKERS[name]())
     bare = MAKERS[name](metric="score", mode=mode)
     names = [f"t{number}" for number in range(20)]
     running = {trial.trial_id: trial for trial in add_trials(ours, *names)}
@@ -86,7 +87,7 @@ def test_stock_scheduler_records_before_acting() -> None:
             entered.append((trial_id, score, result["epoch"], stop, before))
 
     ledger = Recorder()
-    scheduler = StockScheduler(MAXIMIZE, ledger, make_asha())
+    scheduler = StockScheduler(MAXIMIZE, ledger, settings_of(), make_asha())
     good, bad = add_trials(scheduler, "good", "bad")
     entered.append(report(scheduler, good, 1, 0.9))
     entered.append(report(scheduler, bad, 1, 0.1))
@@ -103,7 +104,7 @@ def test_stock_scheduler_records_before_acting() -> None:
 @pytest.mark.parametrize("name", MAKERS)
 def test_stock_scheduler_stops_diverged_trial(name: str, score: float) -> None:
     ledger = FakeLedger()
-    scheduler = StockScheduler(MAXIMIZE, ledger, MAKERS[name](), max_epochs=1)
+    scheduler = StockScheduler(MAXIMIZE, ledger, settings_of(Halving(1)), MAKERS[name]())
     (trial,) = add_trials(scheduler, "t")
     assert report(scheduler, trial, 1, score) == STOP  # though it is the last epoch, too
     assert ledger.kinds == {"t": "nan"}
@@ -112,7 +113,7 @@ def test_stock_scheduler_stops_diverged_trial(name: str, score: float) -> None:
 @pytest.mark.parametrize("name", MAKERS)
 def test_stock_scheduler_last_epoch(name: str) -> None:
     ledger = FakeLedger()
-    scheduler = StockScheduler(MAXIMIZE, ledger, MAKERS[name](), max_epochs=3)
+    scheduler = StockScheduler(MAXIMIZE, ledger, settings_of(Halving(3)), MAKERS[name]())
     (trial,) = add_trials(scheduler, "t")
     decisions = [scheduler.on_trial_result(NOTHING_PENDING, trial, scored(n)) for n in (1, 2, 3)]
     assert decisions == [CONTINUE, CONTINUE, STOP]
@@ -122,7 +123,7 @@ def test_stock_scheduler_last_epoch(name: str) -> None:
 @pytest.mark.parametrize("name", MAKERS)
 def test_stock_scheduler_stop_at(name: str) -> None:
     ledger = FakeLedger()
-    scheduler = StockScheduler(MAXIMIZE, ledger, MAKERS[name](), max_epochs=9, stop_at=0.9)
+    scheduler = StockScheduler(MAXIMIZE, ledger, settings_of(Halving(9), 0.9), MAKERS[name]())
     (trial,) = add_trials(scheduler, "t")
     assert report(scheduler, trial, 1, 0.89) == CONTINUE
     assert report(scheduler, trial, 2, 0.9) == STOP
@@ -136,7 +137,7 @@ def test_stock_scheduler_stop_at(name: str) -> None:
 def test_stock_scheduler_counts_epochs(time_attr: str) -> None:
     """Every third epoch is validated, and `training_iteration` counts the validations."""
     asha = make_asha(time_attr=time_attr, grace_period=3)
-    scheduler = StockScheduler(MAXIMIZE, FakeLedger(), asha)
+    scheduler = StockScheduler(MAXIMIZE, FakeLedger(), settings_of(), asha)
     bare = make_asha(time_attr="training_iteration", grace_period=3, metric="score", mode="max")
     (trial,) = add_trials(scheduler, "t")
     bare.on_trial_add(None, trial)
@@ -151,7 +152,7 @@ def test_stock_scheduler_counts_epochs(time_attr: str) -> None:
 def test_stock_scheduler_counts_reports() -> None:
     """A plain function reports no epoch; the number of its reports counts."""
     asha = make_asha(time_attr="training_iteration")
-    scheduler = StockScheduler(MAXIMIZE, FakeLedger(), asha)
+    scheduler = StockScheduler(MAXIMIZE, FakeLedger(), settings_of(), asha)
     (trial,) = add_trials(scheduler, "t")
     for iteration in (1, 2, 3):
         result = {"training_iteration": iteration, "score": iteration}
@@ -164,7 +165,7 @@ def test_stock_scheduler_keeps_slot() -> None:
     pending = FakeTrial("p", Trial.PENDING)
     controller = SimpleNamespace(get_live_trials=lambda: [pending])
     ledger = FakeLedger()
-    scheduler = StockScheduler(MAXIMIZE, ledger, make_median())
+    scheduler = StockScheduler(MAXIMIZE, ledger, settings_of(), make_median())
     bare = make_median(metric="score", mode="max")
     (trial,) = add_trials(scheduler, "t")
     bare.on_trial_add(None, trial)
@@ -175,7 +176,7 @@ def test_stock_scheduler_keeps_slot() -> None:
 
 def test_stock_scheduler_records_failure(tmp_path: Path) -> None:
     ledger = FakeLedger()
-    scheduler = StockScheduler(MAXIMIZE, ledger, make_asha())
+    scheduler = StockScheduler(MAXIMIZE, ledger, settings_of(), make_asha())
     (trial,) = add_trials(scheduler, "t")
     file = tmp_path / "error.pkl"
     file.write_bytes(cloudpickle.dumps(KeyError("lr")))
@@ -188,7 +189,7 @@ def test_stock_scheduler_records_failure(tmp_path: Path) -> None:
 def test_stock_scheduler_removed_trial() -> None:
     """A trial that ends before it runs is forgotten, as by the bare scheduler."""
     asha = make_asha()
-    scheduler = StockScheduler(MAXIMIZE, FakeLedger(), asha)
+    scheduler = StockScheduler(MAXIMIZE, FakeLedger(), settings_of(), asha)
     (trial,) = add_trials(scheduler, "t")
     scheduler.on_trial_remove(None, trial)
     assert asha._trial_info == {}
@@ -198,7 +199,7 @@ def test_stock_scheduler_removed_trial() -> None:
 def test_stock_scheduler_ignores_diverged_score(score: float) -> None:
     """A trial that diverged takes no place among the others' scores."""
     asha = make_asha()
-    scheduler = StockScheduler(MAXIMIZE, FakeLedger(), asha)
+    scheduler = StockScheduler(MAXIMIZE, FakeLedger(), settings_of(), asha)
     bad, good, better = add_trials(scheduler, "bad", "good", "better")
     assert report(scheduler, bad, 1, score) == STOP
     scheduler.on_trial_complete(None, bad, scored(1, score))
@@ -283,5 +284,5 @@ def test_scheduler_accepted_same_goal(
     scheduler = kind(metric=metric, mode=mode)
     check_scheduler(scheduler, goal)
     check_scheduler(FIFOScheduler(), goal)
-    StockScheduler(goal, FakeLedger(), scheduler)
+    StockScheduler(goal, FakeLedger(), settings_of(), scheduler)
     assert (scheduler.metric, scheduler._mode) == ("score", "min")

@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 from tune_jobs.engine.core.errors import CheckpointError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Kind, Outcome
-from tune_jobs.engine.core.rungs import Halving
+from tune_jobs.engine.core.settings import LightningSettings, Settings
 from tune_jobs.engine.execution.stopper import MAX_FAILURES_WITHOUT_SUCCESS, SweepStopper
 from tune_jobs.engine.search.asha import PromotionASHA
 from tune_jobs.engine.search.epochs import EpochScheduler
@@ -49,7 +49,9 @@ def make_stopper(
 ) -> SweepStopper:
     """A stopper of a sweep with one failing trial, "0", after trials with these outcomes."""
     record = make_record(folder, None, *outcomes)
-    return SweepStopper(EpochScheduler(GOAL, record), record, lost or Event(), budget)
+    settings = Settings(time_budget_s=budget)
+    scheduler = EpochScheduler(GOAL, record, settings)
+    return SweepStopper(scheduler, record, lost or Event(), settings)
 
 
 def fail(stopper: SweepStopper, folder: Path, error: Exception) -> None:
@@ -92,8 +94,9 @@ def test_stopper_failures_after_success(tmp_path: Path) -> None:
 
 def test_stopper_failures_beside_paused(tmp_path: Path) -> None:
     record = make_record(tmp_path, None, None)
-    asha = PromotionASHA(GOAL, record, Halving(max_epochs=9))
-    stopper = SweepStopper(asha, record, Event(), None)
+    settings = LightningSettings(max_epochs=9)
+    asha = PromotionASHA(GOAL, record, settings)
+    stopper = SweepStopper(asha, record, Event(), settings)
     record.report("1", 0.5, {"score": 0.5, "epoch": 1}, None)
     asha.restore(record.started())
     paused: Any = SimpleNamespace(trial_id="1", status="PAUSED")

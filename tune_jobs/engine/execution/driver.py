@@ -67,7 +67,7 @@ class Driver:
         self._best = goal.best(_complete(record.trials()))
         self._scheduler = self._make_scheduler()
         self._scheduler.restore(record.started())
-        self._stopper = SweepStopper(self._scheduler, record, sweep.lost, settings.time_budget_s)
+        self._stopper = SweepStopper(self._scheduler, record, sweep.lost, settings)
         view = View(
             goal,
             parts.sampler,
@@ -136,15 +136,13 @@ class Driver:
 
     def _make_scheduler(self) -> EpochScheduler:
         settings, goal, record = self._sweep.settings, self._sweep.goal, self._record
-        halving, stop_at = settings.halving, settings.stop_at
         if self._parts.scheduler is not None:
-            most = None if halving is None else halving.max_epochs
-            return StockScheduler(goal, record, self._parts.scheduler, most, stop_at)
-        if halving is None:
-            return EpochScheduler(goal, record, stop_at=stop_at)
-        if halving.pauses:
-            return PromotionASHA(goal, record, halving, stop_at, self._on_trial_pause)
-        return StoppingASHA(goal, record, halving, stop_at)
+            return StockScheduler(goal, record, settings, self._parts.scheduler)
+        if settings.halving is None:
+            return EpochScheduler(goal, record, settings)
+        if settings.halving.pauses:
+            return PromotionASHA(goal, record, settings, self._on_trial_pause)
+        return StoppingASHA(goal, record, settings)
 
     def _make_tuner(
         self, trainable: Any, resources: Resources, monitor: ClusterMonitor

@@ -1,6 +1,7 @@
 """When a sweep ends early, and that it does so cleanly and soon: `SweepStopper`."""
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from ray.tune import Callback, Stopper
 
 from tune_jobs.engine.core.errors import MetricNotLoggedError
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.search.epochs import EpochScheduler
 from tune_jobs.engine.search.failures import outcome_of_failed
@@ -33,7 +35,7 @@ class SweepStopper(Transient, Stopper):
         scheduler: Tells whether a score that is good enough has been reached.
         record: The record of the sweep; the sweep ends if it cannot be written.
         lost: Set once another driver has taken over the sweep.
-        time_budget_s: Seconds from now; None: no limit.
+        settings: Uses `time_budget_s`, which begins now.
 
     Attributes:
         watcher: The Tune callback that sees trials fail; must be given to the same run.
@@ -44,12 +46,12 @@ class SweepStopper(Transient, Stopper):
         scheduler: EpochScheduler,
         record: Record,
         lost: threading.Event,
-        time_budget_s: float | None,
+        settings: Settings,
     ) -> None:
         self._scheduler = scheduler
         self._lost = lost
         self._record = record
-        self._deadline = time.monotonic() + time_budget_s if time_budget_s else None
+        self._deadline = time.monotonic() + (settings.time_budget_s or math.inf)
         self._is_interrupted = False
         self._is_ending = False
         complete = (trial.state == TrialState.COMPLETE for trial in record.trials())
@@ -75,7 +77,7 @@ class SweepStopper(Transient, Stopper):
         # A paused trial has trained well, but is no success yet.
         if self.watcher.is_hopeless and self._scheduler.is_settled:
             return Outcome.of(Kind.FAILURES)
-        if self._deadline is not None and time.monotonic() > self._deadline:
+        if time.monotonic() > self._deadline:
             return Outcome.of(Kind.TIME_BUDGET)
         return None
 

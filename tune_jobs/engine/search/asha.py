@@ -15,7 +15,8 @@ from ray.tune.schedulers import TrialScheduler
 
 from tune_jobs.engine.core.goal import ENDS_ITSELF, Goal
 from tune_jobs.engine.core.outcome import Kind, Outcome
-from tune_jobs.engine.core.rungs import Halving, Rungs
+from tune_jobs.engine.core.rungs import Rungs
+from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.search.epochs import EpochScheduler, Ledger
 from tune_jobs.engine.search.internals import pause_pending
 from tune_jobs.engine.store.record import id_of, promoted_from
@@ -32,14 +33,13 @@ class ASHA(EpochScheduler):
     Args:
         goal: What is optimized.
         record: Holds each result, with the decision on it.
-        halving: The rule.
-        stop_at: As for `EpochScheduler`.
+        settings: Have a rule of halving, and perhaps `stop_at`.
     """
 
-    def __init__(
-        self, goal: Goal, record: Ledger, halving: Halving, stop_at: float | None = None
-    ) -> None:
-        super().__init__(goal, record, halving.max_epochs, stop_at)
+    def __init__(self, goal: Goal, record: Ledger, settings: Settings) -> None:
+        super().__init__(goal, record, settings)
+        halving = settings.halving
+        assert halving is not None
         self._factor = halving.reduction_factor
         self.rungs = Rungs(goal, halving.rungs)
 
@@ -89,7 +89,7 @@ class PromotionASHA(ASHA):
     promoted, so that a sweep with too few trials does not leave the last rung empty.
 
     Args:
-        goal, record, halving, stop_at: As for `ASHA`.
+        goal, record, settings: As for `ASHA`.
         on_pause: Called with the id of each trial that pauses, after its result is recorded.
     """
 
@@ -97,11 +97,10 @@ class PromotionASHA(ASHA):
         self,
         goal: Goal,
         record: Ledger,
-        halving: Halving,
-        stop_at: float | None = None,
+        settings: Settings,
         on_pause: Callable[[str], None] = lambda trial_id: None,
     ) -> None:
-        super().__init__(goal, record, halving, stop_at)
+        super().__init__(goal, record, settings)
         self._on_pause = on_pause
         self._paused: dict[str, Trial] = {}
         self._saving: list[Trial] = []  # those of them that Tune still saves

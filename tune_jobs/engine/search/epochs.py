@@ -11,6 +11,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tune_jobs.engine.core.goal import Goal, epoch_of
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
 from tune_jobs.engine.core.rungs import Rungs
+from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.search.failures import outcome_of_failed
 from tune_jobs.engine.search.internals import controller_of
@@ -40,26 +41,18 @@ class EpochScheduler(Transient, FIFOScheduler):
     Args:
         goal: What is optimized.
         record: Holds each result, with the decision on it.
-        max_epochs: Epochs after which a trial is complete; None: it ends by itself.
-        stop_at: The score that is good enough; the sweep ends when a trial reaches it.
+        settings: Uses `stop_at` and, where there are epochs, their number.
 
     Attributes:
         rungs: Where trials are compared; without ASHA it has none.
         has_reached: Whether a trial has reached `stop_at`, and its end is recorded.
     """
 
-    def __init__(
-        self,
-        goal: Goal,
-        record: Ledger,
-        max_epochs: int | None = None,
-        stop_at: float | None = None,
-    ) -> None:
+    def __init__(self, goal: Goal, record: Ledger, settings: Settings) -> None:
         super().__init__()
         self._goal = goal
         self._record = record
-        self._max_epochs = max_epochs
-        self._stop_at = stop_at
+        self._settings = settings
         self.rungs = Rungs(goal)
         self.has_reached = False
 
@@ -129,13 +122,14 @@ class EpochScheduler(Transient, FIFOScheduler):
             return Kind.NAN
         if self._is_good_enough(score):
             return Kind.GOOD_ENOUGH
-        if self._max_epochs is not None and epoch >= self._max_epochs:
+        halving = self._settings.halving
+        if halving is not None and epoch >= halving.max_epochs:
             return Kind.LAST_EPOCH
         return None
 
     def _is_good_enough(self, score: float) -> bool:
-        gain = self._goal.gain
-        return self._stop_at is not None and gain(score) >= gain(self._stop_at)
+        gain, stop_at = self._goal.gain, self._settings.stop_at
+        return stop_at is not None and gain(score) >= gain(stop_at)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         # Not sooner: the sweep would end at once, and lose the result that ended it.

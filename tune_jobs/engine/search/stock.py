@@ -15,10 +15,11 @@ from ray.tune.schedulers import (
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal, epoch_of
-from tune_jobs.engine.core.outcome import Kind
+from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.search.epochs import EpochScheduler, Ledger
 from tune_jobs.engine.search.internals import mode_of
-from tune_jobs.engine.store.record import id_of, results_of
+from tune_jobs.engine.store.record import decision_of, id_of, results_of
 
 __all__ = ["StockScheduler", "check_scheduler"]
 
@@ -60,19 +61,14 @@ class StockScheduler(EpochScheduler):
     that it would pause keeps its slot: MedianStoppingRule pauses to give others a turn.
 
     Args:
-        goal, record, max_epochs, stop_at: As for `EpochScheduler`.
+        goal, record, settings: As for `EpochScheduler`.
         scheduler: Tune's, as `check_scheduler` accepts it.
     """
 
     def __init__(
-        self,
-        goal: Goal,
-        record: Ledger,
-        scheduler: TrialScheduler,
-        max_epochs: int | None = None,
-        stop_at: float | None = None,
+        self, goal: Goal, record: Ledger, settings: Settings, scheduler: TrialScheduler
     ) -> None:
-        super().__init__(goal, record, max_epochs, stop_at)
+        super().__init__(goal, record, settings)
         self._scheduler = scheduler
         scheduler.set_search_properties(
             None if scheduler.metric else goal.metric, None if mode_of(scheduler) else goal.mode
@@ -90,16 +86,18 @@ class StockScheduler(EpochScheduler):
         recorded = self._recorded.pop(trial.trial_id, None)
         if recorded is None:
             return
-        # Schedulers know Tune's trials, not their ids, so only now can they be told.
-        results = [_by_epochs(result) for result in results_of(recorded).values()]
-        for result in results:
-            self._scheduler.on_trial_result(tune_controller, trial, result)
-        if recorded.state.is_finished() and results:
-            self._scheduler.on_trial_complete(tune_controller, trial, results[-1])
+        # Only now: schedulers know Tune's trials by the objects, not by their ids.
+        results = results_of(recorded)
+        last: dict[str, Any] = {}
+        for epoch in recorded.intermediate_values:  # without the epoch that diverged
+            last = _by_epochs(results[epoch])
+            self._scheduler.on_trial_result(tune_controller, trial, last)
+        self._end(tune_controller, trial, last, decision_of(recorded))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         super().on_trial_complete(tune_controller, trial, result)
-        self._scheduler.on_trial_complete(tune_controller, trial, _by_epochs(result))
+        outcome = self._record.decided(trial.trial_id) or Outcome.of(Kind.BY_ITSELF)
+        self._end(tune_controller, trial, _by_epochs(result), outcome)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_error(tune_controller, trial)
@@ -110,11 +108,24 @@ class StockScheduler(EpochScheduler):
 
     def _decide(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> Kind | None:
         stop = super()._decide(tune_controller, trial, result)
-        if stop is not None:
-            return stop
+        if stop == Kind.NAN:
+            return stop  # the score would enter the scheduler's comparisons
         by_epochs = _by_epochs(result)
         decision = self._scheduler.on_trial_result(tune_controller, trial, by_epochs)
-        return Kind.SCHEDULER if decision == TrialScheduler.STOP else None
+        if stop is None and decision == TrialScheduler.STOP:
+            return Kind.SCHEDULER
+        return stop
+
+    def _end(
+        self, tune_controller: Any, trial: Trial, last: dict[str, Any], outcome: Outcome | None
+    ) -> None:
+        """Tell the scheduler how a trial ended, if it has."""
+        if outcome is None:
+            return
+        if outcome.is_crash or not last:
+            self._scheduler.on_trial_error(tune_controller, trial)
+        else:
+            self._scheduler.on_trial_complete(tune_controller, trial, last)
 
 
 def _by_epochs(result: Any) -> dict[str, Any]:
