@@ -135,6 +135,19 @@ def test_run_sweep_listener_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
+def test_run_sweep_listener_raises(tmp_path: Path) -> None:
+    """The sweep continues without it: a closed pipe, `... | head`, is such an error."""
+
+    class Listener(Silent):
+        def on_trial_end(self, goal: Goal, trial: Any, best: Any) -> None:
+            raise BrokenPipeError
+
+    with pytest.warns(UserWarning, match=r"Listener.on_trial_end raised BrokenPipeError\(\); the"):
+        result = sweep(tmp_path, progress=Listener(), settings={"num_trials": 3})
+    assert [row["state"] for row in result.rows] == ["COMPLETE"] * 3
+
+
+@pytest.mark.usefixtures("_ray")
 def test_run_sweep_good_guest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing is printed, and environment, loggers and Optuna's verbosity are as before."""
     tune_logger = logging.getLogger("ray.tune")

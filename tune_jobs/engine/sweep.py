@@ -41,7 +41,7 @@ from tune_jobs.engine.core.errors import SweepFailedError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.loaded import Loaded
 from tune_jobs.engine.core.outcome import Kind, Outcome
-from tune_jobs.engine.core.progress import Progress, Silent
+from tune_jobs.engine.core.progress import Guarded, Progress, Silent
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.space import Space, convert_space
 from tune_jobs.engine.execution.driver import Driver, Parts
@@ -118,7 +118,8 @@ def run_sweep(
     request = Request(settings, goal, convert_space(space), stock)
     script = script_of(job.source)
     name = settings.name or _name_after(script)
-    parts = Parts(sampler or TPESampler(), scheduler, callbacks, progress or Silent())
+    listener = Guarded(progress or Silent())
+    parts = Parts(sampler or TPESampler(), scheduler, callbacks, listener)
     with (
         _quiet_optuna(),
         open_sweep(request, name, parts.progress.on_notice) as sweep,
