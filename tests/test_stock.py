@@ -1,4 +1,4 @@
-"""Ray's own parts next to ours: each cure is for something that is shown here to be ill."""
+"""Ray's own parts beside ours: each test shows what the stock part does, and what ours does."""
 
 from __future__ import annotations  # classes inside functions go to the workers by value
 
@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_jobs.engine import LightningSettings, Settings, Sweep, SweepFailedError, run_sweep
+from tune_jobs.engine import LightningSettings, Settings, SweepFailedError, SweepResult, run_sweep
 
 pytestmark = pytest.mark.slow
 
@@ -28,17 +28,13 @@ SPACE = {"x": tune.uniform(0, 1)}
 @pytest.fixture(scope="module", autouse=True)
 def _ray_with_two_logical_gpus() -> Iterator[None]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
-    with pytest.MonkeyPatch.context() as patch:
-        # Ours sets it, in this process too where other tests have run before; workers inherit it.
-        patch.delenv("RAY_CHDIR_TO_TRIAL_DIR", raising=False)
-        ray.init(num_cpus=4, num_gpus=2, log_to_driver=False, include_dashboard=False)
-        yield
-        ray.shutdown()
+    ray.init(num_cpus=4, num_gpus=2, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(autouse=True)
 def _quiet_tune(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_CHDIR_TO_TRIAL_DIR", raising=False)  # which ours sets
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
@@ -61,14 +57,14 @@ def fit_stock(
 
 def fit_ours(
     objective: Callable[[dict[str, Any]], float], tmp_path: Path, **settings: Any
-) -> Sweep:
+) -> SweepResult:
     fields = {"storage_path": str(tmp_path), "name": "ours", "gpus_per_trial": 0, **settings}
     return run_sweep(
         Settings(**fields), space=SPACE, metric="score", mode="max", objective=objective
     )
 
 
-def test_stock_starts_a_process_a_trial_and_ours_one_a_slot(tmp_path: Path) -> None:
+def test_stock_starts_process_per_trial(tmp_path: Path) -> None:
     def pid(config: dict[str, Any]) -> dict[str, float]:
         return {"score": float(os.getpid())}
 
@@ -78,9 +74,7 @@ def test_stock_starts_a_process_a_trial_and_ours_one_a_slot(tmp_path: Path) -> N
     assert len({row["score"] for row in sweep.rows}) == 1
 
 
-def test_stock_lets_one_trial_wait_and_ours_one_a_slot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stock_allows_one_pending_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting: list[int] = []
     update = TuneController.update_max_pending_trials
 
@@ -94,12 +88,10 @@ def test_stock_lets_one_trial_wait_and_ours_one_a_slot(
     assert waiting == [1, sys.maxsize]  # `TrialQueue` hands out no more than there are slots
 
 
-def test_stock_loses_the_next_trial_to_one_that_is_slow_to_end_and_ours_waits(
-    tmp_path: Path,
-) -> None:
+def test_stock_slow_stop_fails_next_trial(tmp_path: Path) -> None:
     def slow_to_end(config: dict[str, Any]) -> float:
         try:
-            for score in (config["x"], float("nan"), 0.0):  # at NaN ours stops it
+            for score in (config["x"], float("nan"), 0.0):  # ours stops it at NaN
                 tune.report({"score": score})
         finally:
             time.sleep(4)
@@ -118,14 +110,14 @@ def test_stock_loses_the_next_trial_to_one_that_is_slow_to_end_and_ours_waits(
     assert [(row["state"], row["reason"]) for row in sweep.rows] == [("PRUNED", "nan")] * 3
 
 
-def test_stock_returns_as_if_nothing_was_when_all_trials_failed(tmp_path: Path) -> None:
+def test_stock_returns_when_all_failed(tmp_path: Path) -> None:
     def fail(config: dict[str, Any]) -> float:
         raise ArithmeticError("no")
 
     assert fit_stock(fail, tmp_path, num_trials=2).num_errors == 2
 
 
-def test_stock_lets_a_trial_without_a_gpu_see_every_gpu_and_ours_none(tmp_path: Path) -> None:
+def test_stock_shows_gpus_to_cpu_trial(tmp_path: Path) -> None:
     def sees_gpus(config: dict[str, Any]) -> dict[str, float]:
         return {"score": float(os.environ.get("CUDA_VISIBLE_DEVICES") != "")}
 
@@ -135,7 +127,7 @@ def test_stock_lets_a_trial_without_a_gpu_see_every_gpu_and_ours_none(tmp_path: 
     assert sweep.best_score == 0.0
 
 
-def test_stock_takes_a_score_of_zero_for_none_and_ours_for_a_score(tmp_path: Path) -> None:
+def test_stock_loses_zero_score(tmp_path: Path) -> None:
     grid = tune.Tuner(
         lambda config: 0.0, run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0)
     ).fit()
@@ -143,7 +135,7 @@ def test_stock_takes_a_score_of_zero_for_none_and_ours_for_a_score(tmp_path: Pat
     assert fit_ours(lambda config: 0.0, tmp_path, num_trials=1).best_score == 0.0
 
 
-def test_stock_moves_a_trial_into_a_folder_of_its_own_and_ours_stays(tmp_path: Path) -> None:
+def test_stock_changes_working_folder(tmp_path: Path) -> None:
     def stays(config: dict[str, Any]) -> dict[str, float]:
         return {"score": float(os.getcwd() == here)}
 
@@ -153,7 +145,7 @@ def test_stock_moves_a_trial_into_a_folder_of_its_own_and_ours_stays(tmp_path: P
     assert sweep.best_score == 1.0
 
 
-def test_stock_finds_the_best_epoch_and_returns_the_last_checkpoint(tmp_path: Path) -> None:
+def test_stock_best_result_has_last_checkpoint(tmp_path: Path) -> None:
     def train(config: dict[str, Any]) -> None:
         for epoch, score in enumerate((0.1, 0.9, 0.2), 1):
             folder = tmp_path / "checkpoints" / str(epoch)
@@ -165,12 +157,10 @@ def test_stock_finds_the_best_epoch_and_returns_the_last_checkpoint(tmp_path: Pa
     best = grid.get_best_result("score", "max", scope="all")
     assert best.metrics["score"] == 0.2
     with best.checkpoint.as_directory() as folder:
-        assert Path(folder, "epoch").read_text() == "3"  # ours: see the test of the epochs below
+        assert Path(folder, "epoch").read_text() == "3"  # ours: see test_stock_counts_validations
 
 
-def test_stock_trains_to_the_end_and_says_nothing_where_the_metric_is_mistyped(
-    tmp_path: Path,
-) -> None:
+def test_stock_ignores_mistyped_metric(tmp_path: Path) -> None:
     train = train_with_rays_callback(
         "scroe", max_epochs=1, logger=False, default_root_dir=str(tmp_path)
     )
@@ -180,7 +170,7 @@ def test_stock_trains_to_the_end_and_says_nothing_where_the_metric_is_mistyped(
 
 
 def train_with_rays_callback(metric: str, **options: Any) -> Callable[[dict[str, Any]], None]:
-    """A trial as Ray's tutorials write it; it reports `metric` as "score"."""
+    """A trial as in Ray's tutorials; it reports `metric` as "score"."""
 
     def train(config: dict[str, Any]) -> None:
         import pytorch_lightning as pl
@@ -234,9 +224,9 @@ def make_loaders(config: dict[str, Any], data: Any = None) -> Any:
     return Data()
 
 
-def test_stock_counts_validations_keeps_every_checkpoint_and_ours_counts_epochs_and_keeps_two(
-    tmp_path: Path,
-) -> None:
+def test_stock_counts_validations(tmp_path: Path) -> None:
+    """It keeps every checkpoint too. Ours counts epochs, and keeps the best and the last one."""
+
     train = train_with_rays_callback("score", max_epochs=8, check_val_every_n_epoch=2)
     (result,) = fit_stock(train, tmp_path, num_trials=1)
     assert result.metrics["score"] == 8.0
@@ -255,7 +245,7 @@ def test_stock_counts_validations_keeps_every_checkpoint_and_ours_counts_epochs_
         ),
         space=SPACE,
         metric="score",
-        mode="min",  # so that the best checkpoint is the first, and not the last as well
+        mode="min",  # so that the best checkpoint is the first and not the last
         make_model=make_module,
         make_data=make_loaders,
         trainer_kwargs={"check_val_every_n_epoch": 2},
@@ -269,9 +259,9 @@ def test_stock_counts_validations_keeps_every_checkpoint_and_ours_counts_epochs_
     assert not list(tmp_path.rglob("lightning_logs"))
 
 
-def test_arrays_reach_the_trials_without_a_copy_and_a_budget_does_not_wait_for_an_epoch(
-    tmp_path: Path,
-) -> None:
+def test_time_budget_cuts_an_epoch(tmp_path: Path) -> None:
+    """The arrays reach the trials without a copy."""
+
     import numpy as np
 
     def load_data(settings: Settings) -> dict[str, Any]:
@@ -324,7 +314,7 @@ def test_arrays_reach_the_trials_without_a_copy_and_a_budget_does_not_wait_for_a
     assert rows[1.0]["epochs"] == 0
 
 
-def test_stock_runs_a_config_that_raises_again_and_again_and_ours_once(tmp_path: Path) -> None:
+def test_stock_retries_a_raising_config(tmp_path: Path) -> None:
     file = tmp_path / "runs.txt"
 
     def fail(config: dict[str, Any]) -> float:
@@ -348,7 +338,7 @@ def test_stock_runs_a_config_that_raises_again_and_again_and_ours_once(tmp_path:
     assert file.read_text() == "x"
 
 
-def test_stock_asha_has_forgotten_its_rungs_when_it_is_restored(tmp_path: Path) -> None:
+def test_stock_asha_restored_without_rungs(tmp_path: Path) -> None:
     def train(config: dict[str, Any]) -> None:
         for _ in range(4):
             tune.report({"score": config["x"]})
@@ -399,8 +389,8 @@ tuner.fit()
 """
 
 
-def test_stock_cannot_restore_a_killed_sweep_whose_study_is_in_a_file(tmp_path: Path) -> None:
-    """Ours does: see `test_sweep_that_was_killed_ends_as_one_that_was_not`."""
+def test_stock_restore_fails_after_kill(tmp_path: Path) -> None:
+    """The study is in a file. Ours resumes: see `test_resume_after_kill_changes_nothing`."""
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)]
     driver = subprocess.Popen([*command, "start"], stderr=subprocess.DEVNULL)
     study = tmp_path / "study.log"
