@@ -25,6 +25,10 @@ from tune_jobs.engine import Settings, run_sweep
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.progress import Silent
 
+BLOCK = 10  # trials whose mean time is taken
+NUM_PARTS = 10  # parts of the sweep, each reported in one row
+MIN_TRIALS = NUM_PARTS * (BLOCK + 1)
+
 
 @dataclass(frozen=True)
 class Args:
@@ -107,6 +111,8 @@ def do_nothing(config: dict[str, Any]) -> float:
 
 
 def main(args: Args) -> None:
+    if args.num_trials < MIN_TRIALS:
+        raise SystemExit(f"--num-trials must be at least {MIN_TRIALS}, got {args.num_trials}.")
     clock = Clock()
     sampler = TimedSampler(RandomSampler() if args.sampler == "random" else TPESampler())
     with tempfile.TemporaryDirectory() as folder:
@@ -120,9 +126,9 @@ def main(args: Args) -> None:
             progress=clock,
         )
     print(f"{'trials':>12} {'wall ms':>9} {'CPU ms':>9} {'sampler ms':>11}   medians for one trial")
-    tenth = args.num_trials // 10
-    for start in range(0, args.num_trials, tenth):
-        stop = start + tenth
+    tenth = args.num_trials // NUM_PARTS
+    for part in range(NUM_PARTS):
+        start, stop = part * tenth, (part + 1) * tenth
         print(
             f"{start:6}-{stop - 1:<5} {_between(clock.wall[start:stop]):9.1f} "
             f"{_between(clock.cpu[start:stop]):9.1f} "
@@ -134,9 +140,9 @@ def main(args: Args) -> None:
 
 
 def _between(moments: list[float]) -> float:
-    """The median time of a trial, over blocks of ten trials: parallel trials end in pairs."""
-    blocks = [(b - a) / 10 for a, b in zip(moments[::10], moments[10::10], strict=False)]
-    return statistics.median(blocks)
+    """The median time of a trial, over blocks of trials: parallel trials end in pairs."""
+    blocks = zip(moments[::BLOCK], moments[BLOCK::BLOCK], strict=False)
+    return statistics.median((end - start) / BLOCK for start, end in blocks)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytorch_lightning as pl
 import ray
 import tyro
@@ -265,6 +266,7 @@ def main(args: Args) -> None:
     target = float(np.quantile(curves["val_acc"].max(axis=1), 0.99))
     print(f"target: {target:.4f}")
     laps = read_laps(args.out)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     for seed in range(args.num_sweeps):
         for side in args.sides:

@@ -68,7 +68,7 @@ class Args:
     target: float | None = None
     """Score to reach; None: the score that the best 1 % of the space reach."""
     max_total_epochs: int = 3_000
-    """Epochs of all trials together; a run that does not reach the target counts with all."""
+    """Epochs of all trials together; a run that misses the target counts with this number."""
     to_the_end: bool = False
     """Continue after the target has been reached, and show the regret."""
     checkpoints: tuple[int, ...] = (400, 1_500, 3_000)
