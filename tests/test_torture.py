@@ -1,6 +1,6 @@
 """A sweep that is killed at random moments.
 
-`python tests/torture.py --seeds 10 --mode driver` tries more; `torture.log` is what it said.
+`python -m tests.torture --seeds 10 --mode driver` tries more; its output is in `torture.log`.
 """
 
 import pytest
@@ -8,7 +8,9 @@ from torture import KINDS, torture
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(280)
+@pytest.mark.torture
+@pytest.mark.timeout(540)
 @pytest.mark.parametrize("asha", KINDS)
-def test_sweep_is_complete_and_consistent_however_often_its_driver_is_killed(asha: str) -> None:
+def test_torture_of_the_driver(asha: str) -> None:
+    """However often the driver is killed, the sweep ends complete and consistent."""
     assert torture(0, "driver", asha) == []
