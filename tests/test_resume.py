@@ -57,6 +57,7 @@ def curves(result: SweepResult) -> list[dict[int, float]]:
 
 @pytest.mark.usefixtures("_ray")
 def test_record_tells_outcomes_apart(tmp_path: Path) -> None:
+    """Also, a failed trial keeps its curve up to the failure, and is not run again."""
     behaviors = ["good", "nan", "raise", "oom", "die"]
     (tmp_path / "no_die").touch()
     result = tune_tiny(tmp_path, [config(name) for name in behaviors], max_concurrent=2)
@@ -88,6 +89,8 @@ def test_record_tells_outcomes_apart(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_ray")
 def test_worker_death_resumes_exactly(tmp_path: Path) -> None:
+    """The trial whose process died has the same curve as one that ran through."""
+
     def let_it_live_after_its_death() -> None:
         while not (tmp_path / "deaths.txt").exists():
             time.sleep(0.05)
@@ -105,9 +108,8 @@ def test_worker_death_resumes_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
-def test_worker_dies_too_often(
-    tmp_path: Path,
-) -> None:
+def test_worker_dies_too_often(tmp_path: Path) -> None:
+    """After `max_failures` deaths the trial has failed; it can be run again as a new one."""
     result = tune_tiny(tmp_path, [config("good"), config("die", 0.7)], max_failures=1)
     failed = result.rows[1]
     assert (failed["state"], failed["reason"]) == ("FAIL", "ActorDiedError")
@@ -122,9 +124,9 @@ def test_worker_dies_too_often(
 
 
 @pytest.mark.usefixtures("_ray")
-def test_retries_wait_for_slots(
-    tmp_path: Path,
-) -> None:
+def test_retries_wait_for_slots(tmp_path: Path) -> None:
+    """Failed trials that are run again never exceed the slots."""
+
     def objective(config: dict[str, Any]) -> float:
         if config["x"] > 0.5 and not (tmp_path / "repaired").exists():
             raise ArithmeticError
@@ -154,6 +156,7 @@ def test_retries_wait_for_slots(
 
 @pytest.mark.usefixtures("_ray")
 def test_worker_dies_between_trials(tmp_path: Path) -> None:
+    """A process that dies while it is handed over to the next trial fails neither."""
     died = tmp_path / "died"
 
     def objective(config: dict[str, Any]) -> float:
@@ -178,9 +181,8 @@ def test_worker_dies_between_trials(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
-def test_full_disk_ends_sweep(
-    tmp_path: Path,
-) -> None:
+def test_full_disk_ends_sweep(tmp_path: Path) -> None:
+    """The sweep ends with one sentence, and resumes once there is room."""
     with pytest.raises(SweepFailedError, match=r"cannot be stored: .*No space left") as failure:
         tune_tiny(tmp_path, [config("full"), config("good", 0.3)], max_concurrent=1)
     assert failure.value.ended is not None
@@ -196,6 +198,8 @@ def test_full_disk_ends_sweep(
 
 @pytest.mark.usefixtures("_ray")
 def test_resume_after_time_budget(tmp_path: Path) -> None:
+    """The budget starts again, and a trial that was cut short resumes exactly. A damaged checkpoint
+    is refused, and nothing is changed."""
     configs = [config("slow"), config("good")]
     cut = tune_tiny(tmp_path, configs, time_budget_s=20, max_concurrent=2)
     assert states(cut) == ["RUNNING", "COMPLETE"]
@@ -221,6 +225,8 @@ def test_resume_after_time_budget(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_ray")
 def test_resume_extends_finished_sweep(tmp_path: Path) -> None:
+    """Unless `stop_at` was reached already. Another sweep learns from it."""
+
     def objective(config: dict[str, Any]) -> float:
         return -((config["x"] - 0.3) ** 2)
 
@@ -314,6 +320,7 @@ def wait_for(text: str, file: Path, timeout_s: float = 90) -> None:
 
 
 def test_interrupt_stops_cleanly_and_soon(tmp_path: Path) -> None:
+    """A second driver is refused meanwhile."""
     configs = write_configs(tmp_path, config("slow"), config("good", 0.2), config("good", 0.4))
     driver = start(
         tmp_path, "--enqueue", configs, "--num-trials", "3", "--max-epochs", "4",
