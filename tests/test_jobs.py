@@ -135,8 +135,8 @@ def test_mnist_results_agree_on_digits(tmp_path: Path) -> None:
     reason="no MNIST; put it there with TUNE_JOBS_DATA_DIR",
 )
 def test_mnist_on_real_images(tmp_path: Path) -> None:
-    args = ["--data", "mnist", "--data-dir", str(DATA_DIR), "--num-trials", "3"]
-    done = run_job("mnist", *args, "--max-epochs", "2", "--name", "m", storage=tmp_path)
+    args = ["--data", "mnist", "--data-dir", str(DATA_DIR), "--num-trials", "2"]
+    done = run_job("mnist", *args, "--max-epochs", "1", "--name", "m", storage=tmp_path)
     assert done.returncode == 0, done.stderr
     best = json.loads((tmp_path / "m" / "best.json").read_text())
     assert best["data"] == "mnist"
