@@ -132,6 +132,13 @@ def test_bootstrap_file_in_home(bootstrap_file: Path, monkeypatch: pytest.Monkey
     assert read_autoscaler().most == 5
 
 
+@pytest.mark.parametrize("text", ["", "provider: aws", "[1, 2]", "a: {", "provider: {type: gcp}"])
+def test_bootstrap_file_of_others(text: str, bootstrap_file: Path) -> None:
+    """A file that `ray up` did not write says nothing: the living nodes count."""
+    bootstrap_file.write_text(text)
+    assert read_autoscaler() == Autoscaler()
+
+
 def test_bootstrap_file_without_head(bootstrap_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is read on the cluster's head alone: without one, the living nodes count."""
     bootstrap_file.write_text(RAY_UPS_FILE)

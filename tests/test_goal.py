@@ -87,6 +87,13 @@ def test_goal_best_of_none(trials: list[FrozenTrial]) -> None:
     assert Goal("score", "max").best(trials) is None
 
 
+def test_goal_ranks_trial_without_scores() -> None:
+    """A function may report NaN alone, with a checkpoint, which is then ranked."""
+    scored = create_trial(state=TrialState.PRUNED, value=1.0, intermediate_values={1: 1.0})
+    diverged = create_trial(state=TrialState.PRUNED)
+    assert Goal("loss", "min").rank(diverged) < Goal("loss", "min").rank(scored)
+
+
 @pytest.mark.parametrize(
     ("result", "epoch"),
     [

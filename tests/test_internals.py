@@ -3,6 +3,7 @@ still do what it uses them for. An upgrade that breaks one fails here before it 
 
 import inspect
 import json
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,19 @@ def test_scheduler_mode() -> None:
     assert search.mode_of(ASHAScheduler(metric="loss", mode="min")) == "min"
     assert search.mode_of(MedianStoppingRule()) is None
     assert search.mode_of(FIFOScheduler()) is None
+
+
+def test_scheduler_max_epochs() -> None:
+    assert search.max_epochs_of(ASHAScheduler(max_t=7)) == 7
+    assert search.max_epochs_of(MedianStoppingRule()) == math.inf
+
+
+def test_scheduler_forgets_stop() -> None:
+    rule, trial = MedianStoppingRule(), "trial"
+    rule._stopped_trials.add(trial)
+    search.forget_stop(rule, trial)  # type: ignore[arg-type]
+    assert not rule._stopped_trials
+    search.forget_stop(FIFOScheduler(), trial)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

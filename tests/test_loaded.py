@@ -197,3 +197,29 @@ def test_loaded_data_unwrapped() -> None:
     loaded = Loaded([1, 2], data="digits", facts=3)
     assert loaded.data == [1, 2]
     assert loaded.facts == {"data": "digits", "facts": 3}
+
+
+def test_fact_named_like_engine_setting(tmp_path: Path) -> None:
+    """A split's seed is a fact of the data, and does not become the sweep's seed on resume."""
+    seen: list[int] = []
+
+    def load(settings: DataSettings) -> Loaded:
+        seen.append(settings.seed)
+        return Loaded([1, 2], seed=42, max_epochs=1)
+
+    begin(tmp_path, load, seed=3)
+    manifest = begin(tmp_path, load, seed=3, resume=True)
+    assert seen == [3, 3]
+    assert (manifest.settings["seed"], manifest.facts) == (3, {"seed": 42, "max_epochs": 1})
+
+
+def test_facts_of_format_1_forgotten(tmp_path: Path) -> None:
+    """The data's name was recorded unasked in format 1; a job that records nothing resumes."""
+    begin(tmp_path, lambda settings: Loaded([1, 2], data="digits"))
+    file = tmp_path / "s" / "sweep.json"
+    content = json.loads(file.read_text())
+    facts = content.pop("facts")
+    content.pop("scheduler")
+    file.write_text(json.dumps({**content, **facts, "format": 1}))
+    manifest = begin(tmp_path, lambda settings: [1, 2], resume=True)
+    assert (manifest.format, manifest.facts) == (2, {})

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import os
+import pickle
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +18,17 @@ import optuna
 import pytest
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+)
 
-from tune_jobs.engine import Settings, SettingsError, SweepResult, run_sweep
+from tune_jobs.engine import LightningSettings, Settings, SettingsError, SweepResult, run_sweep
+from tune_jobs.engine.core.errors import SweepFailedError
 from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Kind, Outcome
 from tune_jobs.engine.core.progress import Progress, Silent
 
 pytestmark = pytest.mark.slow
@@ -76,11 +89,47 @@ def test_run_sweep_stock_asha(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
+def test_run_sweep_stock_asha_max_t(tmp_path: Path) -> None:
+    """A trial that reaches the last epoch of the scheduler is complete."""
+    result = sweep(tmp_path, scheduler=ASHAScheduler(max_t=4), settings={"num_trials": 3})
+    assert {(row["state"], row["epochs"]) for row in result.rows} >= {("COMPLETE", 4)}
+    assert result.best_state == "COMPLETE"
+    assert result.study.best_value == result.best_score
+
+
+@pytest.mark.usefixtures("_ray")
+def test_run_sweep_scheduler_replaces_asha(tmp_path: Path) -> None:
+    """A function cannot be promoted, but may have epochs; the caller's scheduler is not changed."""
+    scheduler = FIFOScheduler()
+    settings = LightningSettings(
+        num_trials=2, max_epochs=3, gpus_per_trial=0, storage_path=str(tmp_path)
+    )
+    for name in ("a", "b"):
+        result = run_sweep(
+            dataclasses.replace(settings, name=name),
+            space={"x": tune.uniform(0, 1)},
+            metric="score",
+            mode="max",
+            objective=make_objective(),
+            scheduler=scheduler,
+            progress=None,
+        )
+        assert [row["epochs"] for row in result.rows] == [3, 3]
+    assert scheduler.metric is None
+
+
+@pytest.mark.usefixtures("_ray")
 def test_run_sweep_median_stopping(tmp_path: Path) -> None:
     rule = MedianStoppingRule("training_iteration", grace_period=2, min_samples_required=2)
     result = sweep(tmp_path, scheduler=rule)
     assert {row["state"] for row in result.rows} == {"COMPLETE", "PRUNED"}
     assert result.best_score == max(row["score"] for row in result.rows)
+    again = sweep(
+        tmp_path,
+        scheduler=MedianStoppingRule("training_iteration", grace_period=2, min_samples_required=2),
+        settings={"num_trials": 12, "resume": True},
+    )
+    assert again.rows[:8] == result.rows
 
 
 def test_run_sweep_refuses_pbt(tmp_path: Path) -> None:
@@ -114,6 +163,35 @@ def test_run_sweep_callbacks(tmp_path: Path) -> None:
     sweep(tmp_path, callbacks=[seen], settings={"num_trials": 1})
     assert seen.events[:8] == [str(epoch) for epoch in range(1, 9)]
     assert seen.events[-1] == "complete"
+
+
+@pytest.mark.usefixtures("_ray")
+def test_run_sweep_callback_raises(tmp_path: Path) -> None:
+    """The sweep continues, and a warning says what failed."""
+
+    class Broken(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            raise ZeroDivisionError("of the user's callback")
+
+    with pytest.warns(UserWarning, match="as trial 0 ended: ZeroDivisionError: of the user"):
+        result = sweep(tmp_path, callbacks=[Broken()], settings={"num_trials": 1})
+    assert [row["state"] for row in result.rows] == ["COMPLETE"]
+
+
+@pytest.mark.usefixtures("_ray")
+def test_run_sweep_diverged_checkpoint(tmp_path: Path) -> None:
+    """A function that reports NaN with a checkpoint fails nobody else's trial."""
+
+    def objective(config: dict[str, Any]) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "weights").touch()
+            score = math.nan if config["x"] > 0.5 else config["x"]
+            tune.report({"score": score}, checkpoint=tune.Checkpoint.from_directory(folder))
+        return float(config["x"])
+
+    result = sweep(tmp_path, objective=objective, settings={"num_trials": 6})
+    assert {row["reason"] for row in result.rows} >= {"nan"}
+    assert all((row["state"] == "PRUNED") == (row["config/x"] > 0.5) for row in result.rows)
 
 
 @pytest.mark.usefixtures("_ray")
@@ -165,3 +243,35 @@ def test_run_sweep_good_guest(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     finally:
         tune_logger.setLevel(logging.NOTSET)
         optuna.logging.set_verbosity(optuna.logging.INFO)
+
+
+GUEST = """
+import logging, os, signal
+from ray import tune
+from tune_jobs.engine import Settings, run_sweep
+
+def look():
+    levels = [logging.getLogger(name).level for name in ("ray", "ray.tune", "optuna")]
+    return dict(os.environ), levels, signal.getsignal(signal.SIGTERM), os.getcwd()
+
+before = look()
+run_sweep(
+    Settings(num_trials=2, gpus_per_trial=0), space={"x": tune.uniform(0, 1)}, metric="score",
+    mode="max", objective=lambda config: config["x"], progress=None,
+)
+assert look() == before, (look(), before)
+"""
+
+
+def test_run_sweep_starts_ray_as_guest(tmp_path: Path) -> None:
+    """The same where the sweep starts Ray and stops it again; and it says nothing."""
+    (tmp_path / "job.py").write_text(GUEST)
+    command = [sys.executable, "job.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_sweep_failed_error_pickles() -> None:
+    error = SweepFailedError("no trial succeeded", "/sweeps/s", Outcome.of(Kind.FAILURES))
+    copied = pickle.loads(pickle.dumps(error))
+    assert (str(copied), copied.path, copied.ended) == (str(error), error.path, error.ended)

@@ -166,19 +166,19 @@ def test_rungs_promoted_trial_still_ranks() -> None:
 def test_rungs_waits_until_promoted() -> None:
     rungs = make_rungs(2, 4)
     rungs.start("a")
-    assert not rungs.waits("a")
+    assert not rungs.is_paused("a")
     rungs.report("a", 1, 0.5)
-    assert not rungs.waits("a")  # it has reached no rung
+    assert not rungs.is_paused("a")  # it has reached no rung
     rungs.report("a", 2, 0.5)
-    assert rungs.waits("a")
+    assert rungs.is_paused("a")
     assert rungs.promote("a") == 2
-    assert not rungs.waits("a")
+    assert not rungs.is_paused("a")
     rungs.report("a", 3, 0.5)
-    assert not rungs.waits("a")
+    assert not rungs.is_paused("a")
     rungs.report("a", 4, 0.5)
-    assert rungs.waits("a")
+    assert rungs.is_paused("a")
     assert rungs.promote("a") == 4
-    assert not rungs.waits("a")
+    assert not rungs.is_paused("a")
 
 
 def test_rungs_waits_not_after_retraining() -> None:
@@ -187,7 +187,7 @@ def test_rungs_waits_not_after_retraining() -> None:
     rungs.report("a", 2, 0.5)
     rungs.promote("a")
     rungs.report("a", 2, 0.6)
-    assert not rungs.waits("a")
+    assert not rungs.is_paused("a")
 
 
 def test_rungs_restored_trial_waits() -> None:
@@ -196,7 +196,7 @@ def test_rungs_restored_trial_waits() -> None:
     rungs.restore("promoted", {1: 0.3, 2: 0.4}, promoted_from=1)
     rungs.restore("waits above", {1: 0.3, 3: 0.4}, promoted_from=1)
     rungs.restore("new", {})
-    waiting = [t for t in ("waits", "promoted", "waits above", "new") if rungs.waits(t)]
+    waiting = [t for t in ("waits", "promoted", "waits above", "new") if rungs.is_paused(t)]
     assert waiting == ["waits", "waits above"]
     assert gains_at_rungs(rungs) == {
         1: {"waits": 0.1, "promoted": 0.3, "waits above": 0.3},
@@ -246,5 +246,5 @@ def test_rungs_none_to_reach() -> None:
     rungs = Rungs(MAXIMIZE)
     assert rungs.epochs == []
     assert rungs.report("a", 5, 0.5) is None
-    assert not rungs.waits("a")
+    assert not rungs.is_paused("a")
     assert rungs.score_from("a", 0) is None

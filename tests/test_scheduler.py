@@ -25,7 +25,7 @@ from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Cause, Kind
 from tune_jobs.engine.core.rungs import Halving
 from tune_jobs.engine.search.asha import ASHA, PromotionASHA, StoppingASHA
-from tune_jobs.engine.search.epochs import EpochScheduler, Ledger
+from tune_jobs.engine.search.epochs import EpochScheduler
 
 ASHAS = [PromotionASHA, StoppingASHA]
 ALL = [*ASHAS, EpochScheduler]
@@ -35,7 +35,7 @@ MAXIMIZE = Goal("score", "max")
 
 def make(
     kind: type[EpochScheduler],
-    ledger: Ledger,
+    ledger: Any,
     halving: Halving,
     goal: Goal = MAXIMIZE,
     stop_at: float | None = None,

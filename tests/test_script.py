@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tune_jobs.engine.cluster.script import script_of
 from tune_jobs.engine.job import _own_command
-from tune_jobs.engine.trainable.script import script_of
 
 REPO = Path(__file__).parents[1]
 
 PROBE = """
-from tune_jobs.engine.trainable.script import script_of
+from tune_jobs.engine.cluster.script import script_of
 from shelf.made import make_model
 print(script_of(make_model))
 """

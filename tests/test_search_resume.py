@@ -5,6 +5,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -69,7 +70,10 @@ def make_queue(driven: Driven, uri: str) -> TrialQueue:
     local = driven.record.file.parent
     folder = SweepFolder(uri, fs.LocalFileSystem(), str(local), local)
     scheduler = EpochScheduler(Goal("score", "max"), driven.record, Settings())
-    return TrialQueue(driven.search, scheduler, driven.record, driven.space, folder, lambda: 1)
+    sweep: Any = SimpleNamespace(space=driven.space, folder=folder)
+    return TrialQueue(
+        driven.search, scheduler, driven.record, sweep, slots=lambda: 1, is_over=lambda: False
+    )
 
 
 def test_snapshot_of_define_by_run(tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ def run_some(sweep: StockSweep, rng: random.Random, num_steps: int) -> None:
         (sweep.finish if epoch == 10 else sweep.report)(name, epoch, round(rng.random(), 2))
 
 
-@pytest.mark.parametrize("name", ["asha", "median"])
-@pytest.mark.parametrize("seed", range(3))
-def test_stock_scheduler_resumed_state(seed: int, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [*(("asha", seed) for seed in range(3)), *(("median", seed) for seed in range(12))],
+)
+def test_stock_scheduler_resumed_state(name: str, seed: int, tmp_path: Path) -> None:
     """After a resume the scheduler knows what it knew, and a bare one knows nothing."""
     rng = random.Random(seed)
     sweep = StockSweep(tmp_path, MAKERS[name]())

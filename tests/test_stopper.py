@@ -116,6 +116,15 @@ def test_stopper_storage_failure(tmp_path: Path) -> None:
     assert stopper.outcome.message == "a checkpoint cannot be stored: no space."
 
 
+def test_stopper_storage_failure_interrupted(tmp_path: Path) -> None:
+    """A storage that fails after Ctrl-C is what the user has to know."""
+    stopper = make_stopper(tmp_path)
+    stopper.interrupt()
+    fail(stopper, tmp_path, CheckpointError("a checkpoint cannot be stored: no space"))
+    assert stopper.outcome is not None
+    assert stopper.outcome.message == "a checkpoint cannot be stored: no space."
+
+
 def test_stopper_lock_lost(tmp_path: Path) -> None:
     lost = Event()
     stopper = make_stopper(tmp_path, lost=lost)

@@ -104,7 +104,7 @@ def _print_resume_command(path: str, ended: "Outcome | None", address: str | Non
 
 def _own_command() -> list[str]:
     """The command that started this program, without its options."""
-    spec = sys.modules["__main__"].__spec__
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None:
         return ["python", sys.argv[0]]
     return ["python", "-m", spec.name.removesuffix(".__main__")]

@@ -12,6 +12,7 @@ written 10 s and more apart, are never read. A trial resumes from its last recor
 it had reported beyond that stays until it is trained again, and is then replaced.
 """
 
+import copy
 import importlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from tune_jobs.engine.cluster.capacity import (
 from tune_jobs.engine.cluster.connection import running_ray
 from tune_jobs.engine.cluster.monitor import ClusterMonitor
 from tune_jobs.engine.cluster.runtime_env import check_kept
+from tune_jobs.engine.cluster.script import script_of
 from tune_jobs.engine.cluster.slots import plan_resources
 from tune_jobs.engine.core.errors import SweepFailedError
 from tune_jobs.engine.core.goal import Goal
@@ -51,8 +53,7 @@ from tune_jobs.engine.report.result import SweepResult
 from tune_jobs.engine.search.stock import check_scheduler
 from tune_jobs.engine.store.folder import storage_uri
 from tune_jobs.engine.store.opening import OpenSweep, Request, open_sweep
-from tune_jobs.engine.trainable.jobs import Job, Workload, make_job
-from tune_jobs.engine.trainable.script import script_of
+from tune_jobs.engine.trainable.jobs import Job, Workload, check_promotion, make_job
 
 __all__ = ["run_sweep"]
 
@@ -112,14 +113,17 @@ def run_sweep(
     check_kept(storage_uri(settings.storage_path))
     goal = Goal(metric, mode)
     job = make_job(settings, objective, load_data, make_model, make_data, trainer_kwargs)
-    if scheduler is not None:
+    if scheduler is None:
+        check_promotion(settings, job)
+    else:
         check_scheduler(scheduler, goal)
     stock = None if scheduler is None else type(scheduler).__name__
     request = Request(settings, goal, convert_space(space), stock)
     script = script_of(job.source)
     name = settings.name or _name_after(script)
     listener = Guarded(progress or Silent())
-    parts = Parts(sampler or TPESampler(), scheduler, callbacks, listener)
+    # A scheduler keeps the trials it has seen: the caller's own is left as it is.
+    parts = Parts(sampler or TPESampler(), copy.deepcopy(scheduler), callbacks, listener)
     with (
         _quiet_optuna(),
         open_sweep(request, name, parts.progress.on_notice) as sweep,
@@ -153,12 +157,12 @@ def _run(
     monitor.tell_wait(driver.num_trials - driver.num_finished)
 
     workload = Workload(job, loaded, resources)
-    if job.keeps_checkpoints:
+    if job.is_lightning:
         # While the trials do the same: the winner is tested in this process.
         threading.Thread(target=importlib.import_module, args=["pytorch_lightning"]).start()
     trainable = job.make_trainable(sweep.goal.metric, resources, loaded.data)
     grid = driver.run(trainable, resources, monitor)
-    return collect_results(sweep, record, workload, grid, driver.ended, progress.on_notice)
+    return collect_results(sweep, record, workload, grid, driver.ended)
 
 
 def _headline(name: str, driver: Driver) -> str:

@@ -192,10 +192,14 @@ def _autoscaler_on_head() -> Autoscaler:
     """What the cluster file on the head says; to be called there."""
     import yaml  # here: few sweeps need it, and Ray brings it
 
-    file = Path(BOOTSTRAP_FILE).expanduser()
-    if not file.is_file():
-        return Autoscaler()
-    config = yaml.safe_load(file.read_text())
+    try:
+        return _autoscaler_of(yaml.safe_load(Path(BOOTSTRAP_FILE).expanduser().read_text()))
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return Autoscaler()  # `ray up` did not write it: the nodes that are alive count
+
+
+def _autoscaler_of(config: Mapping[str, Any]) -> Autoscaler:
+    """What a cluster file says, in which `ray up` has filled in its defaults."""
     if config["provider"]["type"] == "local":
         return Autoscaler(num_own=len(config["provider"].get("worker_ips", [])))
     most = config["max_workers"]

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,18 +31,21 @@ DRIVER_ENV = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `interruptible` handles Ctrl-C
 }
 
+RAYS_OWN_ENV = ("RAY_AUTH_MODE", "PYTHONBREAKPOINT")  # set by `ray.init`
+
 CONNECT_TIMEOUT_S = 5.0
 
 
 @contextmanager
-def running_ray(address: str | None, job: Path | None = None) -> Iterator[bool]:
+def running_ray(address: str | None, code: Path | None = None) -> Iterator[bool]:
     """Join a cluster, or start Ray on this machine and stop it again.
 
-    The caller's environment and the level of Ray Tune's logger are restored afterwards.
+    The caller's environment, the levels of Ray's loggers and the handler of SIGTERM are restored
+    afterwards.
 
     Args:
         address: A cluster's; None: the cluster this machine belongs to, else Ray starts here.
-        job: The folder of the job's file, which is sent to a cluster's nodes; None: the current
+        code: The folder of the job's file, which is sent to a cluster's nodes; None: the current
             folder.
 
     Yields:
@@ -50,19 +55,20 @@ def running_ray(address: str | None, job: Path | None = None) -> Iterator[bool]:
         SettingsError: No cluster answers there, or the job's folder cannot be sent.
     """
     _check_address(address or os.environ.get("RAY_ADDRESS"))
-    with _environment(), _quiet_logger("ray.tune"):
+    with _environment(), _logger_level("ray"), _logger_level("ray.tune", logging.CRITICAL):
         if ray.is_initialized():  # by the user, in a notebook for example; the user will end it
             _check_code_is_sent()
             yield True
             return
-        joins = _init(address, job)
-        try:
-            yield joins
-        finally:
-            ray.shutdown()
+        with _sigterm_handler():
+            joins = _init(address, code)
+            try:
+                yield joins
+            finally:
+                ray.shutdown()
 
 
-def _init(address: str | None, job: Path | None) -> bool:
+def _init(address: str | None, code: Path | None) -> bool:
     try:
         joins = would_join(address)
         # A dashboard would cost time for a Ray that lives no longer than a sweep.
@@ -71,7 +77,7 @@ def _init(address: str | None, job: Path | None) -> bool:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env=code_to_ship(job) if joins else None,
+            runtime_env=code_to_ship(code) if joins else None,
         )
     except (RuntimeEnvSetupError, OSError, RayError, ValueError, RuntimeError) as error:
         ray.shutdown()
@@ -87,26 +93,42 @@ def _init(address: str | None, job: Path | None) -> bool:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Set what `DRIVER_ENV` says, and restore the environment."""
-    missing = DRIVER_ENV.keys() - os.environ.keys()
-    os.environ.update({name: DRIVER_ENV[name] for name in missing})
+    """Set what `DRIVER_ENV` says, and at the end restore that and what Ray itself sets."""
+    before = {name: os.environ.get(name) for name in (*DRIVER_ENV, *RAYS_OWN_ENV)}
+    for name, value in DRIVER_ENV.items():
+        os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        for name in missing:
-            os.environ.pop(name, None)
+        for name, known in before.items():
+            if known is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = known
 
 
 @contextmanager
-def _quiet_logger(name: str) -> Iterator[None]:
-    """Silence a logger whose messages the summary repeats, and restore its level."""
+def _logger_level(name: str, during: int | None = None) -> Iterator[None]:
+    """Restore the level of a logger, which Ray or this project changes meanwhile."""
     logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    if during is not None:
+        logger.setLevel(during)
     try:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _sigterm_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which `ray.init` replaces in the main thread."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_code_is_sent() -> None:

@@ -31,9 +31,12 @@ class SweepFailedError(RuntimeError):
     """
 
     def __init__(self, message: str, path: str, ended: "Outcome | None") -> None:
-        super().__init__(message)
+        super().__init__(message, path, ended)  # all of them, so that it can be pickled
         self.path = path
         self.ended = ended
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class RecordError(OSError):

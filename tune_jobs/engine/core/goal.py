@@ -1,5 +1,6 @@
 """What a sweep optimizes, and which trial is best: `Goal`."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from tune_jobs.engine.core.errors import SettingsError
-from tune_jobs.engine.core.outcome import outcome_of
+from tune_jobs.engine.core.outcome import has_failed
 
 __all__ = ["ENDS_ITSELF", "Goal", "epoch_of"]
 
@@ -52,23 +53,19 @@ class Goal:
         return max(curve, key=lambda epoch: (self.gain(curve[epoch]), epoch), default=None)
 
     def rank(self, trial: FrozenTrial) -> tuple[int, float, int]:
-        """Orders trials that have a curve: of two, the better one has the larger rank.
+        """Orders trials: of two, the better one has the larger rank.
 
         A complete trial is better than one that was stopped or still runs, and both are better than
         one that failed. Then the best epoch counts; of equals the trial that started first wins.
         """
-        outcome = outcome_of(trial)
-        standing = 1 + (trial.state == TrialState.COMPLETE)
-        if outcome is not None and outcome.is_failure:
-            standing = 0
-        gain = max(self.gain(score) for score in trial.intermediate_values.values())
-        return standing, gain, -trial.number
+        standing = 0 if has_failed(trial) else 1 + (trial.state == TrialState.COMPLETE)
+        gains = [self.gain(score) for score in trial.intermediate_values.values()]
+        return standing, max(gains, default=-math.inf), -trial.number
 
     def best(self, trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
         """The best of the trials; None: none has a score. A failed trial is never the best."""
-        best = max((t for t in trials if t.intermediate_values), key=self.rank, default=None)
-        has_failed = best is not None and self.rank(best)[0] == 0
-        return None if has_failed else best
+        scored = (t for t in trials if t.intermediate_values and not has_failed(t))
+        return max(scored, key=self.rank, default=None)
 
 
 def epoch_of(result: Mapping[str, Any]) -> int:

@@ -16,8 +16,8 @@ class Loaded:
         return Loaded(splits, data="digits")
 
     The facts are written to `sweep.json` and `best.json`, and a fact must not change when the sweep
-    is resumed. A fact with the name of a setting says how that setting was settled: where the
-    setting is left open on resume, `load_data` is given the recorded value.
+    is resumed. A fact with the name of one of the job's own settings says how that setting was
+    settled: if the setting is left open on resume, `load_data` is given the recorded value.
 
     Attributes:
         data: What trials are given.

@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-__all__ = ["OUTCOME_ATTR", "Cause", "Kind", "Outcome", "outcome_of"]
+__all__ = ["OUTCOME_ATTR", "Cause", "Kind", "Outcome", "has_failed", "outcome_of"]
 
 # The system attribute in which an Optuna trial holds its outcome.
 OUTCOME_ATTR = "tune_jobs:end"
@@ -60,8 +60,8 @@ _FAILURES = (Cause.TRIAL, Cause.CLUSTER, Cause.STORAGE)
 class Outcome:
     """Why a trial or a sweep ended.
 
-    It round-trips through the record: `from_entry(outcome.to_entry())` is equal to a trial's
-    recorded outcome.
+    A trial's outcome is recorded as `to_entry()` and read with `from_entry()`. A failure that ended
+    a trial for good comes back as the trial's own, whatever its cause was.
 
     Attributes:
         kind: A `Kind`, or the name of the exception's class.
@@ -113,7 +113,7 @@ class Outcome:
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> "Outcome":
-        """The outcome of a trial from its JSON. A recorded failure is the trial's own."""
+        """The outcome of a trial from its JSON."""
         if "text" in entry:
             return cls(entry["reason"], Cause.TRIAL, entry["message"], entry["text"])
         return cls.of(Kind(entry["reason"]))
@@ -123,3 +123,9 @@ def outcome_of(trial: FrozenTrial) -> Outcome | None:
     """Why a recorded trial ended; None: it has not ended."""
     entry = trial.system_attrs.get(OUTCOME_ATTR)
     return None if entry is None else Outcome.from_entry(entry)
+
+
+def has_failed(trial: FrozenTrial) -> bool:
+    """Whether a recorded trial ended in a failure. In the study it is PRUNED."""
+    outcome = outcome_of(trial)
+    return outcome is not None and outcome.is_failure

@@ -26,7 +26,7 @@ class Progress(Protocol):
         """The trials are about to start or to resume."""
 
     def on_trial_pause(self, goal: Goal, trial: FrozenTrial, best: FrozenTrial | None) -> None:
-        """A trial waits at a rung.
+        """A trial pauses at a rung.
 
         Args:
             goal: What is optimized.

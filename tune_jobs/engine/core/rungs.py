@@ -161,7 +161,7 @@ class Rungs:
         self._promoted_from[trial_id] = rung
         return rung
 
-    def waits(self, trial_id: str) -> bool:
+    def is_paused(self, trial_id: str) -> bool:
         """Whether a trial is at a rung from which it has not been promoted."""
         rung = self._highest.get(trial_id)
         return rung is not None and self._promoted_from.get(trial_id) != rung

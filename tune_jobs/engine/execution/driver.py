@@ -15,7 +15,7 @@ from ray.tune.schedulers import TrialScheduler
 from tune_jobs.engine.cluster.monitor import ClusterMonitor
 from tune_jobs.engine.cluster.slots import Resources
 from tune_jobs.engine.core.errors import SweepFailedError
-from tune_jobs.engine.core.outcome import Outcome
+from tune_jobs.engine.core.outcome import Kind, Outcome
 from tune_jobs.engine.core.progress import Progress, Silent
 from tune_jobs.engine.execution.callbacks import KeepBestCheckpoints, ResultLogs
 from tune_jobs.engine.execution.queue import TrialQueue
@@ -82,7 +82,6 @@ class Driver:
         self._search = StudySearch(
             sweep.space, goal, record, view, settings.seed, self._on_trial_end
         )
-        self._search.end_decided()
 
     @property
     def num_trials(self) -> int:
@@ -117,6 +116,7 @@ class Driver:
             SweepFailedError: The storage failed, or another driver has taken over the sweep.
         """
         stopper = self._stopper
+        self._search.end_decided()
         tuner = self._make_tuner(trainable, resources, monitor)
         try:
             with _pending_trials(), interruptible(stopper, self._parts.progress.on_notice):
@@ -131,7 +131,7 @@ class Driver:
 
     def _check_storage(self, error: Exception | None) -> None:
         outcome = self._stopper.outcome
-        if outcome is not None and outcome.message:
+        if outcome is not None and outcome.kind in (Kind.STORAGE, Kind.LOCK_LOST):
             raise SweepFailedError(outcome.message, self._sweep.folder.uri, outcome) from error
 
     def _make_scheduler(self) -> EpochScheduler:
@@ -147,14 +147,14 @@ class Driver:
     def _make_tuner(
         self, trainable: Any, resources: Resources, monitor: ClusterMonitor
     ) -> tune.Tuner:
-        settings, goal, folder = self._sweep.settings, self._sweep.goal, self._sweep.folder
+        settings, goal = self._sweep.settings, self._sweep.goal
         queue = TrialQueue(
             self._search,
             self._scheduler,
             self._record,
-            self._sweep.space,
-            folder,
-            lambda: monitor.slots if self._stopper.outcome is None else 0,
+            self._sweep,
+            lambda: monitor.slots,
+            lambda: self._stopper.outcome is not None,
         )
         return tune.Tuner(
             tune.with_resources(trainable, resources.per_trial),

@@ -14,7 +14,6 @@ from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.core.layout import ERROR_FILE, trial_folder
 from tune_jobs.engine.core.outcome import Cause, outcome_of
-from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.execution.callbacks import write_results
 from tune_jobs.engine.execution.internals import (
@@ -27,7 +26,7 @@ from tune_jobs.engine.search.failures import outcome_of_failed
 from tune_jobs.engine.search.study_search import StudySearch
 from tune_jobs.engine.store.checkpoints import Shelf
 from tune_jobs.engine.store.configs import config_of
-from tune_jobs.engine.store.folder import SweepFolder
+from tune_jobs.engine.store.opening import OpenSweep
 from tune_jobs.engine.store.record import Record, id_of, results_of
 
 __all__ = ["SweepTrial", "TrialQueue"]
@@ -43,12 +42,15 @@ class SweepTrial(Trial):
 
     Attributes:
         controller: Tune's, once it has taken the trial in.
+        error: The last error that Tune reported.
     """
 
     controller: Any = None
+    error: Any = None
 
     def handle_error(self, exc: Any = None) -> None:
         super().handle_error(exc)
+        self.error = exc
         if self.controller is None:
             return
         # Otherwise Tune would wait for the process for ever.
@@ -62,7 +64,8 @@ class SweepTrial(Trial):
         return is_cluster and bool(super().should_recover())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k != "controller"}
+        unpicklable = ("controller", "error")
+        return {k: v for k, v in super().__getstate__().items() if k not in unpicklable}
 
 
 class TrialQueue(Transient, SearchGenerator):
@@ -80,9 +83,9 @@ class TrialQueue(Transient, SearchGenerator):
         search: Gives the configs of new trials.
         scheduler: Knows which trials are paused, and promotes them.
         record: The record of the sweep.
-        space: What is searched.
-        folder: The sweep's folder, which holds the checkpoints.
-        slots: Tells how many trials may run in parallel now; none once the sweep has to end.
+        sweep: What is searched, and the folder with the checkpoints.
+        slots: Tells how many trials may run in parallel now.
+        is_over: Tells whether the sweep has to end; it may have to as soon as it is resumed.
     """
 
     def __init__(
@@ -90,17 +93,17 @@ class TrialQueue(Transient, SearchGenerator):
         search: StudySearch,
         scheduler: EpochScheduler,
         record: Record,
-        space: SearchSpace,
-        folder: SweepFolder,
+        sweep: OpenSweep,
         slots: Callable[[], int],
+        is_over: Callable[[], bool],
     ) -> None:
         super().__init__(search)
         self._scheduler = scheduler
         self._record = record
-        self._space = space
-        self._folder = folder
+        self._sweep = sweep
         self._slots = slots
-        self._shelf = Shelf(folder.filesystem, folder.path)
+        self._has_to_end = is_over
+        self._shelf = Shelf(sweep.folder.filesystem, sweep.folder.path)
         recorded = record.started()
         # Trials that need no slot come first: Tune's results are to hold all trials.
         self._recorded = deque(sorted(recorded, key=self._needs_slot))
@@ -118,10 +121,10 @@ class TrialQueue(Transient, SearchGenerator):
     def next_trial(self) -> Trial | None:
         if self._recorded and not self._needs_slot(self._recorded[0]):
             return self._restore(self._recorded.popleft())
-        num_running, slots = len(self._unfinished) - self._scheduler.num_paused, self._slots()
-        if not slots:
+        if self._has_to_end():
             self.set_finished()  # otherwise Tune would wait here for minutes
-        if self.is_finished() or num_running >= slots:
+        num_running = len(self._unfinished) - self._scheduler.num_paused
+        if self.is_finished() or num_running >= self._slots():
             return None
         if self._recorded:
             return self._restore(self._recorded.popleft())
@@ -148,7 +151,7 @@ class TrialQueue(Transient, SearchGenerator):
     def save_to_dir(self, dirpath: str, session_str: str) -> None:
         """Part of Tune's snapshots, which are copied to the storage: a record that is not there
         already goes with them. Nothing else needs saving: the record holds everything."""
-        if self._folder.is_remote and not self._record.is_lost:
+        if self._sweep.folder.is_remote and not self._record.is_lost:
             shutil.copy(self._record.file, dirpath)
 
     @property
@@ -172,7 +175,7 @@ class TrialQueue(Transient, SearchGenerator):
         return self._make(trial_id, config)
 
     def _restore(self, recorded: FrozenTrial) -> Trial:
-        trial = self._make(id_of(recorded), config_of(recorded, self._space))
+        trial = self._make(id_of(recorded), config_of(recorded, self._sweep.space))
         trial.init_local_path()
         results = results_of(recorded)
         kept = self._shelf.of(trial.storage.trial_dir_name, results)
@@ -199,11 +202,12 @@ class TrialQueue(Transient, SearchGenerator):
         # When the driver died, its logs may have been in Ray's staging folder only.
         write_results(trial, results)
         outcome = outcome_of(recorded)
-        has_failed = outcome is not None and outcome.is_failure
-        if outcome is not None and has_failed:
-            Path(trial.local_path, ERROR_FILE).write_text(outcome.traceback)
-            trial.run_metadata.error_filename = ERROR_FILE
-        trial.set_status(Trial.ERROR if has_failed else Trial.TERMINATED)
+        if outcome is None or not outcome.is_failure:
+            trial.set_status(Trial.TERMINATED)
+            return
+        Path(trial.local_path, ERROR_FILE).write_text(outcome.traceback)
+        trial.run_metadata.error_filename = ERROR_FILE
+        trial.set_status(Trial.ERROR)
 
     def _make(self, trial_id: str, config: dict[str, Any]) -> Trial:
         spec = self._spec

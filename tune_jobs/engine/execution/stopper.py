@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from optuna.trial import TrialState
 from ray.tune import Callback, Stopper
 
 from tune_jobs.engine.core.errors import MetricNotLoggedError
-from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, has_failed
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.search.epochs import EpochScheduler
@@ -55,23 +56,22 @@ class SweepStopper(Transient, Stopper):
         self._is_interrupted = False
         self._is_ending = False
         complete = (trial.state == TrialState.COMPLETE for trial in record.trials())
-        self.watcher = FailureWatcher(num_successes=sum(complete))
+        self.watcher = FailureWatcher(record, num_successes=sum(complete))
 
     @property
     def outcome(self) -> Outcome | None:
         """Why the sweep has to end early; None: it continues.
 
-        The outcome of a failing storage has a message, in a sentence.
+        If nothing more can be recorded, it has a message, in a sentence.
         """
         if self._lost.is_set():
             message = "another driver has taken over the sweep; this one ends and changes nothing."
             return Outcome.of(Kind.LOCK_LOST, message)
+        trouble = self._record.trouble or self.watcher.storage_failure
+        if trouble is not None:
+            return Outcome.of(Kind.STORAGE, f"{trouble}.")
         if self._is_interrupted:
             return Outcome.of(Kind.INTERRUPTED)
-        if self._record.trouble is not None:
-            return Outcome.of(Kind.STORAGE, f"{self._record.trouble}.")
-        if self.watcher.storage_failure is not None:
-            return Outcome.of(Kind.STORAGE, f"{self.watcher.storage_failure}.")
         if self._scheduler.has_reached:
             return Outcome.of(Kind.OTHER_GOOD_ENOUGH)
         # A paused trial has trained well, but is no success yet.
@@ -101,14 +101,16 @@ class FailureWatcher(Transient, Callback):
     """Counts failed trials until one succeeds; keeps track of running ones.
 
     Args:
+        record: The record of the sweep.
         num_successes: Trials that succeeded under earlier drivers.
 
     Attributes:
         storage_failure: What the storage failed of, in words; None: it did not.
     """
 
-    def __init__(self, num_successes: int) -> None:
+    def __init__(self, record: Record, num_successes: int) -> None:
         self.storage_failure: str | None = None
+        self._record = record
         self._num_failures = 0
         self._num_successes = num_successes
         self._metric_missing = False
@@ -147,6 +149,13 @@ class FailureWatcher(Transient, Callback):
         outcome = outcome_of_failed(trial)
         if outcome.cause == Cause.STORAGE:
             self.storage_failure = self.storage_failure or outcome.message.partition(": ")[2]
+            return
+        recorded = self._record.trial(trial.trial_id)
+        if not has_failed(recorded):  # Tune takes an error of a callback for the trial's
+            error = str(trial.error).strip().rpartition("\n")[-1]  # of its traceback
+            warnings.warn(
+                f"a callback failed as trial {recorded.number} ended: {error}", stacklevel=2
+            )
             return
         self._num_failures += 1
         self._metric_missing |= outcome.kind == MetricNotLoggedError.__name__

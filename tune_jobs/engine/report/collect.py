@@ -3,7 +3,7 @@
 import json
 import time
 import traceback
-from collections.abc import Callable
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ray.tune import Checkpoint, ResultGrid
 
 from tune_jobs.engine.core.errors import SweepFailedError
 from tune_jobs.engine.core.layout import BEST_FILE, CHECKPOINT_FILE, trial_folder
-from tune_jobs.engine.core.outcome import Kind, Outcome, outcome_of
+from tune_jobs.engine.core.outcome import Kind, Outcome, has_failed
 from tune_jobs.engine.report.failures import explain_failure, log_of
 from tune_jobs.engine.report.files import make_row, write_best, write_checkpoint, write_rows
 from tune_jobs.engine.report.result import SweepResult
@@ -23,7 +23,6 @@ from tune_jobs.engine.store.record import Record, results_of
 from tune_jobs.engine.store.study import copy_to_memory
 from tune_jobs.engine.trainable.evaluation import evaluate
 from tune_jobs.engine.trainable.jobs import Workload
-from tune_jobs.engine.trainable.lightning import LightningJob
 
 __all__ = ["collect_results"]
 
@@ -34,7 +33,6 @@ def collect_results(
     workload: Workload,
     grid: ResultGrid,
     ended: Outcome | None,
-    notify: Callable[[str], None] = lambda text: None,
 ) -> SweepResult:
     """Find the winner, test it once, and write the files.
 
@@ -44,7 +42,6 @@ def collect_results(
         workload: What the trials trained.
         grid: Ray's own results.
         ended: What ended the sweep early; None: nothing did.
-        notify: Called with a traceback and a line for the user if the test fails.
 
     Raises:
         SweepFailedError: No trial has a score; trials.csv is written nevertheless. Or a file cannot
@@ -59,14 +56,13 @@ def collect_results(
     if winner is None or best_epoch is None:
         raise SweepFailedError(explain_failure(folder.uri, rows, trials), folder.uri, ended)
     checkpoint, test = None, None
-    job = workload.job
-    if job.keeps_checkpoints:
+    if workload.job.is_lightning:
         checkpoint = _checkpoint_of(winner, best_epoch, folder)
         content = _read_checkpoint(checkpoint)
         write_checkpoint(folder, content)
         test = _known_test(folder.local, winner.number, best_epoch)
         if test is None and (ended is None or ended.kind != Kind.INTERRUPTED):
-            test = _try_test(content, job, configs[winner.number], workload, notify)
+            test = _try_test(content, configs[winner.number], workload)
     result = SweepResult(
         path=folder.uri,
         goal=goal,
@@ -83,17 +79,12 @@ def collect_results(
         study=copy_to_memory(record.storage, sweep.name) if folder.is_remote else record.study,
         result_grid=grid,
         rows=rows,
-        logs={t.number: log_of(folder.uri, t) for t in trials if _has_failed(t)},
+        logs={t.number: log_of(folder.uri, t) for t in trials if has_failed(t)},
         seconds=time.monotonic() - sweep.opened,
         ended=ended,
     )
     write_best(folder, result, workload)
     return result
-
-
-def _has_failed(trial: FrozenTrial) -> bool:
-    outcome = outcome_of(trial)
-    return outcome is not None and outcome.is_failure
 
 
 def _checkpoint_of(trial: FrozenTrial, epoch: int, folder: SweepFolder) -> Checkpoint:
@@ -120,15 +111,16 @@ def _read_checkpoint(checkpoint: Checkpoint) -> bytes:
 
 
 def _try_test(
-    checkpoint: bytes,
-    job: LightningJob,
-    config: dict[str, Any],
-    workload: Workload,
-    notify: Callable[[str], None],
+    checkpoint: bytes, config: dict[str, Any], workload: Workload
 ) -> dict[str, float] | None:
     """Test the winner; an error in the test must not cost what the sweep found."""
+    job, data, resources = workload.job, workload.loaded.data, workload.resources
     try:
-        return evaluate(checkpoint, job, config, workload.loaded.data, workload.resources)
+        return evaluate(checkpoint, job, config, data, resources) if job.is_lightning else None
     except Exception:
-        notify(f"{traceback.format_exc()}The test failed; the results are written without it.")
+        warnings.warn(
+            f"the test of the winner failed; the results are written without it:\n"
+            f"{traceback.format_exc()}",
+            stacklevel=2,
+        )
         return None

@@ -12,15 +12,15 @@ from typing import Any
 from optuna.trial import FrozenTrial
 from ray.tune.utils import flatten_dict
 
+from tune_jobs.engine.cluster.script import script_of
 from tune_jobs.engine.core.errors import SweepFailedError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import BEST_CHECKPOINT_FILE, BEST_FILE, TRIALS_FILE
-from tune_jobs.engine.core.outcome import Kind, Outcome, outcome_of
+from tune_jobs.engine.core.outcome import Kind, Outcome, has_failed, outcome_of
 from tune_jobs.engine.report.result import SweepResult
 from tune_jobs.engine.store.folder import SweepFolder, write_whole
 from tune_jobs.engine.store.record import results_of
 from tune_jobs.engine.trainable.jobs import Workload
-from tune_jobs.engine.trainable.script import script_of
 
 __all__ = ["make_row", "write_best", "write_checkpoint", "write_rows"]
 
@@ -40,10 +40,9 @@ def make_row(
     last = results[max(results)] if results else {}
     best_epoch = goal.best_epoch(curve)
     outcome = outcome_of(trial) or ended
-    has_failed = trial.state.is_finished() and outcome is not None and outcome.is_failure
     return {
         "trial": trial.number,
-        "state": "FAIL" if has_failed else trial.state.name,
+        "state": "FAIL" if has_failed(trial) else trial.state.name,
         "reason": None if outcome is None else str(outcome.kind),
         "epochs": max(results, default=0),
         "best_epoch": best_epoch,
@@ -96,7 +95,9 @@ def write_best(folder: SweepFolder, result: SweepResult, workload: Workload) -> 
         "commit": _commit(script and script.parent),
         "seconds": round(result.seconds, 1),
     }
-    content |= {k: fact for k, fact in workload.loaded.facts.items() if k not in content}
+    facts = workload.loaded.facts
+    content |= {name: fact for name, fact in facts.items() if name == "data"}  # its old place
+    content["facts"] = facts
     _write(folder, BEST_FILE, f"{json.dumps(content, indent=2, default=_to_json)}\n".encode())
 
 

@@ -17,9 +17,9 @@ from tune_jobs.engine.core.goal import ENDS_ITSELF, Goal
 from tune_jobs.engine.core.outcome import Kind, Outcome
 from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.core.settings import Settings
-from tune_jobs.engine.search.epochs import EpochScheduler, Ledger
+from tune_jobs.engine.search.epochs import EpochScheduler
 from tune_jobs.engine.search.internals import pause_pending
-from tune_jobs.engine.store.record import id_of, promoted_from
+from tune_jobs.engine.store.record import Record, id_of, promoted_from
 
 __all__ = ["ASHA", "PromotionASHA", "StoppingASHA"]
 
@@ -36,7 +36,7 @@ class ASHA(EpochScheduler):
         settings: Have a rule of halving, and perhaps `stop_at`.
     """
 
-    def __init__(self, goal: Goal, record: Ledger, settings: Settings) -> None:
+    def __init__(self, goal: Goal, record: Record, settings: Settings) -> None:
         super().__init__(goal, record, settings)
         halving = settings.halving
         assert halving is not None
@@ -96,7 +96,7 @@ class PromotionASHA(ASHA):
     def __init__(
         self,
         goal: Goal,
-        record: Ledger,
+        record: Record,
         settings: Settings,
         on_pause: Callable[[str], None] = lambda trial_id: None,
     ) -> None:
@@ -121,7 +121,7 @@ class PromotionASHA(ASHA):
         return not self._paused and not self._resuming
 
     def is_paused(self, trial_id: str) -> bool:
-        return self.rungs.waits(trial_id)
+        return self.rungs.is_paused(trial_id)
 
     def promote(self, is_last: bool) -> bool:
         trial = self._find(self._factor)

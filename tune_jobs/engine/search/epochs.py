@@ -1,36 +1,23 @@
 """Which trials continue: `EpochScheduler`, which stops only trials that cannot win."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_jobs.engine.core.goal import Goal, epoch_of
-from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.outcome import Cause, Kind
 from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.search.failures import outcome_of_failed
 from tune_jobs.engine.search.internals import controller_of
+from tune_jobs.engine.store.record import Record
 
-__all__ = ["EpochScheduler", "Ledger"]
-
-
-class Ledger(Protocol):
-    """Where a scheduler enters its decisions before anything acts on them: a `Record`."""
-
-    def report(
-        self, trial_id: str, score: float, result: Mapping[str, Any], stop: Kind | None
-    ) -> None: ...
-
-    def promote(self, trial_id: str, rung: int) -> None: ...
-
-    def decide(self, trial_id: str, outcome: Outcome) -> None: ...
-
-    def decided(self, trial_id: str) -> Outcome | None: ...
+__all__ = ["EpochScheduler"]
 
 
 class EpochScheduler(Transient, FIFOScheduler):
@@ -48,7 +35,7 @@ class EpochScheduler(Transient, FIFOScheduler):
         has_reached: Whether a trial has reached `stop_at`, and its end is recorded.
     """
 
-    def __init__(self, goal: Goal, record: Ledger, settings: Settings) -> None:
+    def __init__(self, goal: Goal, record: Record, settings: Settings) -> None:
         super().__init__()
         self._goal = goal
         self._record = record

@@ -3,6 +3,7 @@
 Each has a canary in `tests/test_internals.py`, which fails on an upgrade before a sweep does.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ from ray.tune.experiment import Trial
 
 __all__ = [
     "controller_of",
+    "forget_stop",
+    "max_epochs_of",
     "mode_of",
     "pause_pending",
     "reseed_generators",
@@ -34,6 +37,20 @@ def mode_of(scheduler: Any) -> str | None:
     """The mode that one of Tune's schedulers was given; its metric alone is public."""
     mode: str | None = getattr(scheduler, "_mode", None)
     return mode
+
+
+def max_epochs_of(scheduler: Any) -> float:
+    """The epoch at which a trial is complete for one of Tune's ASHAs; infinite for others."""
+    return float(getattr(scheduler, "_max_t", math.inf))
+
+
+def forget_stop(scheduler: Any, trial: Trial) -> None:
+    """Let one of Tune's schedulers forget that it stopped a trial.
+
+    Replayed results come trial by trial, so that MedianStoppingRule decides otherwise than it did;
+    it would raise at the next result of a trial that it believes to be stopped.
+    """
+    getattr(scheduler, "_stopped_trials", set()).discard(trial)
 
 
 def pause_pending(controller: Any, trial: Trial) -> None:

@@ -17,9 +17,9 @@ from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal, epoch_of
 from tune_jobs.engine.core.outcome import Kind, Outcome
 from tune_jobs.engine.core.settings import Settings
-from tune_jobs.engine.search.epochs import EpochScheduler, Ledger
-from tune_jobs.engine.search.internals import mode_of
-from tune_jobs.engine.store.record import decision_of, id_of, results_of
+from tune_jobs.engine.search.epochs import EpochScheduler
+from tune_jobs.engine.search.internals import forget_stop, max_epochs_of, mode_of
+from tune_jobs.engine.store.record import Record, decision_of, id_of, results_of
 
 __all__ = ["StockScheduler", "check_scheduler"]
 
@@ -66,7 +66,7 @@ class StockScheduler(EpochScheduler):
     """
 
     def __init__(
-        self, goal: Goal, record: Ledger, settings: Settings, scheduler: TrialScheduler
+        self, goal: Goal, record: Record, settings: Settings, scheduler: TrialScheduler
     ) -> None:
         super().__init__(goal, record, settings)
         self._scheduler = scheduler
@@ -92,6 +92,7 @@ class StockScheduler(EpochScheduler):
         for epoch in recorded.intermediate_values:  # without the epoch that diverged
             last = _by_epochs(results[epoch])
             self._scheduler.on_trial_result(tune_controller, trial, last)
+            forget_stop(self._scheduler, trial)  # what was decided is in the record
         self._end(tune_controller, trial, last, decision_of(recorded))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
@@ -113,7 +114,8 @@ class StockScheduler(EpochScheduler):
         by_epochs = _by_epochs(result)
         decision = self._scheduler.on_trial_result(tune_controller, trial, by_epochs)
         if stop is None and decision == TrialScheduler.STOP:
-            return Kind.SCHEDULER
+            is_last = epoch_of(result) >= max_epochs_of(self._scheduler)
+            return Kind.LAST_EPOCH if is_last else Kind.SCHEDULER
         return stop
 
     def _end(

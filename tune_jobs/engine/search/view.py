@@ -23,7 +23,7 @@ STUDY_NAME = "view"
 VALUES_PER_PARAMETER = 3
 LEAST_LEVEL = 8  # epochs
 
-_Face = tuple[TrialState, float | None, Mapping[int, float]]  # state, value, curve
+_Appearance = tuple[TrialState, float | None, Mapping[int, float]]  # state, value, curve
 
 
 @dataclass
@@ -47,26 +47,26 @@ class _Seen:
     has_crashed: bool = False
 
 
-class _Faces(InMemoryStorage):
-    """Optuna's storage in memory, whose trials may be shown with another state than they have.
+class _ViewStorage(InMemoryStorage):
+    """Optuna's storage in memory, whose trials can be shown with another state than they have.
 
     Optuna does not let a finished trial change.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._faces: dict[int, FrozenTrial] = {}  # number -> as it is shown
+        self._shown: dict[int, FrozenTrial] = {}  # number -> as it is shown
 
-    def show(self, number: int, face: FrozenTrial) -> None:
-        self._faces[number] = face
+    def show(self, number: int, shown: FrozenTrial) -> None:
+        self._shown[number] = shown
 
-    def behind(self, trial_id: int) -> FrozenTrial:
+    def actual(self, trial_id: int) -> FrozenTrial:
         """The trial itself, whatever it is shown as."""
         return super().get_trial(trial_id)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        trial = self.behind(trial_id)
-        return self._faces.get(trial.number, trial)
+        trial = self.actual(trial_id)
+        return self._shown.get(trial.number, trial)
 
     def get_all_trials(
         self,
@@ -75,10 +75,10 @@ class _Faces(InMemoryStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         waiting = (TrialState.WAITING,)
-        if states == waiting:  # which have no other face, and Optuna's own method is quick at it
+        if states == waiting:  # they are shown as they are, and Optuna's own method is quick
             return super().get_all_trials(study_id, deepcopy, waiting)
         trials = super().get_all_trials(study_id, deepcopy=False)
-        shown = [self._faces.get(number, trial) for number, trial in enumerate(trials)]
+        shown = [self._shown.get(number, trial) for number, trial in enumerate(trials)]
         if states is not None:
             shown = [trial for trial in shown if trial.state in states]
         return copy.deepcopy(shown) if deepcopy else shown
@@ -137,7 +137,7 @@ class View:
         attrs: Mapping[str, Any] | None = None,
         is_paused: Callable[[str], bool] = lambda trial_id: False,
     ) -> None:
-        self.storage = _Faces()
+        self.storage = _ViewStorage()
         optuna.create_study(
             storage=self.storage, study_name=STUDY_NAME, direction=goal.direction, sampler=sampler
         )
@@ -180,7 +180,7 @@ class View:
         Returns:
             The trial with what the sampler gave it.
         """
-        trial = self._behind(self._begin(trial_id, self._rungs))
+        trial = self._actual(self._begin(trial_id, self._rungs))
         self._num_params = max(len(trial.params), self._num_params)
         return trial
 
@@ -209,9 +209,9 @@ class View:
             What the sampler keeps with the trial.
         """
         number = self._numbers[trial_id]
-        known = dict(self._behind(number).system_attrs)
+        known = dict(self._actual(number).system_attrs)
         self._tell_sampler(number, state, value)
-        kept = self._behind(number).system_attrs
+        kept = self._actual(number).system_attrs
         seen = self._seen[number]
         seen.state, seen.value, seen.curve = state, value, curve
         self._finish(number, has_crashed)
@@ -299,20 +299,21 @@ class View:
         self._show(number)
 
     def _show(self, number: int) -> None:
-        state, value, curve = self._face(self._seen[number], number in self._paused)
-        shown = self._shown(number)
-        if (shown.state, shown.value) == (state, value):
+        state, value, curve = self._appearance(self._seen[number], number in self._paused)
+        shown, actual = self._shown(number), self._actual(number)
+        same = (shown.state, shown.value, shown.system_attrs) == (state, value, actual.system_attrs)
+        if same:
             return
         if shown.state == TrialState.FAIL:
             self._uncovered.add(number)
         # A copy, as Optuna's own storage makes one: samplers may hold the trial that was there.
-        face = copy.copy(self._behind(number))
-        face.state, face.value, face.intermediate_values = state, value, dict(curve)
+        shown = copy.copy(actual)
+        shown.state, shown.value, shown.intermediate_values = state, value, dict(curve)
         if state.is_finished():
-            face.datetime_complete = face.datetime_complete or face.datetime_start
-        self.storage.show(number, face)
+            shown.datetime_complete = shown.datetime_complete or shown.datetime_start
+        self.storage.show(number, shown)
 
-    def _face(self, seen: _Seen, is_paused: bool) -> _Face:
+    def _appearance(self, seen: _Seen, is_paused: bool) -> _Appearance:
         """State, value and curve that a trial is shown with."""
         if seen.has_crashed:
             return TrialState.PRUNED, None, {}
@@ -328,8 +329,8 @@ class View:
     def _shown(self, number: int) -> FrozenTrial:
         return self.storage.get_trial(self._optuna_id(number))
 
-    def _behind(self, number: int) -> FrozenTrial:
-        return self.storage.behind(self._optuna_id(number))
+    def _actual(self, number: int) -> FrozenTrial:
+        return self.storage.actual(self._optuna_id(number))
 
     def _optuna_id(self, number: int) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from optuna.distributions import distribution_to_json
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import MANIFEST_FILE
-from tune_jobs.engine.core.settings import OnResume, Settings, on_resume
+from tune_jobs.engine.core.settings import LightningSettings, OnResume, Settings, on_resume
 from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.store.folder import downloaded, is_url, write_whole
 
-__all__ = ["Manifest", "recorded_settings"]
+__all__ = ["FORMAT", "Manifest", "recorded_settings"]
 
 FORMAT = 2
 DEFINE_BY_RUN = "(define-by-run)"
@@ -43,6 +43,7 @@ class Manifest:
         facts: What `load_data` recorded; None: the data was not loaded yet.
         configs: Configs to try first.
         others: Trials of another sweep to learn from.
+        format: Of the file. In format 1, facts were not the job's to choose.
     """
 
     metric: str
@@ -53,6 +54,7 @@ class Manifest:
     facts: dict[str, Any] | None = None
     configs: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
+    format: int = FORMAT
 
     @classmethod
     def of(
@@ -82,7 +84,7 @@ class Manifest:
         file = Path(folder, MANIFEST_FILE)
         try:
             content = json.loads(file.read_text())
-            version = content.pop("format")
+            version = content["format"]
             if version == 1:
                 return cls(**_from_format_1(content))
             if version == FORMAT:
@@ -101,7 +103,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it into the sweep's folder, atomically."""
-        text = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2)
+        text = json.dumps(dataclasses.asdict(self), indent=2)
         write_whole(folder / MANIFEST_FILE, f"{text}\n".encode())
 
     def keep_fixed(self, now: "Manifest", settings: Settings) -> "Manifest":
@@ -142,7 +144,7 @@ class Manifest:
             name, asked = known.name, now.settings.get(known.name)
             # A setting that the job did not have yet.
             was = self.settings.get(name, asked)
-            settled = (self.facts or {}).get(name, was)
+            settled = self._facts_of_settings().get(name, was)
             if on_resume(known) == OnResume.FIXED and asked not in (was, settled):
                 yield f"its {name} is {settled}, not {asked}"
 
@@ -151,10 +153,16 @@ class Manifest:
         packed, adapters = _pack(settings), dict(_adapters(settings))
         open_still = {
             name: adapters[name].validate_python(fact)
-            for name, fact in (self.facts or {}).items()
+            for name, fact in self._facts_of_settings().items()
             if name in adapters and packed[name] == self.settings.get(name)
         }
         return dataclasses.replace(settings, **open_still)
+
+    def _facts_of_settings(self) -> dict[str, Any]:
+        """The facts that may settle a setting of the job's own: the engine's settings are no
+        matter of the data, even if one has the name of a fact."""
+        engines = {known.name for known in dataclasses.fields(LightningSettings)}
+        return {name: fact for name, fact in (self.facts or {}).items() if name not in engines}
 
 
 def recorded_settings(folder: str | Path, given: AnySettings) -> AnySettings:
@@ -196,9 +204,16 @@ def _adapters(settings: Settings) -> Iterator[tuple[str, TypeAdapter[Any]]]:
     for known in dataclasses.fields(settings):
         if known.init and on_resume(known) != OnResume.MOMENTARY:
             try:
-                yield known.name, TypeAdapter(hints.get(known.name, Any))
+                yield known.name, _adapter(hints.get(known.name, Any))
             except PydanticUserError as error:
                 raise _unrecordable(settings, known.name) from error
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(ser_json_inf_nan="constants"))
+    except PydanticUserError:  # a class that has its own config
+        return TypeAdapter(hint)
 
 
 def _pack(settings: Settings) -> dict[str, Any]:

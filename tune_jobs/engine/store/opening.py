@@ -26,7 +26,7 @@ from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.store.checkpoints import Shelf, check_checkpoint
 from tune_jobs.engine.store.folder import SweepFolder, new_folder, old_folder, working_files
 from tune_jobs.engine.store.lock import SweepLock
-from tune_jobs.engine.store.manifest import Manifest
+from tune_jobs.engine.store.manifest import FORMAT, Manifest
 from tune_jobs.engine.store.record import Record, results_of
 from tune_jobs.engine.store.warm_start import enqueue, read_configs, read_others, retry_failed
 
@@ -56,9 +56,7 @@ class OpenSweep:
     """A sweep that this driver has locked, and that passed all checks that cost nothing.
 
     Attributes:
-        settings: What the user set; where it leaves the data open, with the recorded facts.
-        goal: What is optimized.
-        space: What is searched.
+        request: What the user asks for; on resume, with the settings that the data has settled.
         folder: Where the results go.
         lost: Set once another driver has taken over the sweep.
         manifest: What the sweep is started or resumed with.
@@ -66,14 +64,24 @@ class OpenSweep:
         opened: When this driver opened it, in the seconds of `time.monotonic()`.
     """
 
-    settings: Settings
-    goal: Goal
-    space: SearchSpace
+    request: Request
     folder: SweepFolder
     lost: threading.Event
     manifest: Manifest
     earlier: Record | None
     opened: float
+
+    @property
+    def settings(self) -> Settings:
+        return self.request.settings
+
+    @property
+    def goal(self) -> Goal:
+        return self.request.goal
+
+    @property
+    def space(self) -> SearchSpace:
+        return self.request.space
 
     @property
     def name(self) -> str:
@@ -89,14 +97,15 @@ class OpenSweep:
             SettingsError: The sweep is resumed, and its data had other facts.
         """
         record = self.earlier
-        if record is not None and facts != self.manifest.facts:
+        is_unknown = self.manifest.format == 1 and not facts
+        if record is not None and facts != self.manifest.facts and not is_unknown:
             raise SettingsError(
                 "the sweep cannot be resumed with other data: load_data recorded "
                 f"{_listed(self.manifest.facts)} before, and {_listed(facts)} now. Load the same "
                 "data, or start a new sweep with another --name."
             )
         # On resume too, with what is asked for now: more trials, say.
-        dataclasses.replace(self.manifest, facts=facts).write(self.folder.local)
+        dataclasses.replace(self.manifest, facts=facts, format=FORMAT).write(self.folder.local)
         if record is None:
             record = Record.create(self.folder.local, self.name, self.goal, self.lost)
         # Each config once in a sweep's life: the driver may have died between two of them.
@@ -139,9 +148,7 @@ def open_sweep(
         manifest.write(folder.local)
         folder.publish()
         try:
-            yield OpenSweep(
-                settings, request.goal, request.space, folder, lost, manifest, None, opened
-            )
+            yield OpenSweep(request, folder, lost, manifest, None, opened)
         except SettingsError:
             if not (folder.local / STUDY_FILE).exists():
                 folder.unpublish(MANIFEST_FILE)
@@ -149,25 +156,25 @@ def open_sweep(
 
 
 def _new_manifest(request: Request, notify: Callable[[str], None]) -> Manifest:
-    settings, goal, space, _ = request
+    settings, goal, space = request.settings, request.goal, request.space
     others = []
     if settings.warm_start:
         others = read_others(settings.warm_start, goal, space, settings.storage_path, notify)
-    configs = read_configs(settings.enqueue, space) if settings.enqueue else []
-    return dataclasses.replace(Manifest.of(*request), configs=configs, others=others)
+    manifest = Manifest.of(settings, goal, space, request.scheduler)
+    return dataclasses.replace(manifest, configs=_configs_of(request), others=others)
 
 
 def _reopen(
     request: Request, folder: SweepFolder, lost: threading.Event, opened: float
 ) -> OpenSweep:
-    settings, goal, space, _ = request
+    settings = request.settings
     before = _read_manifest(folder)
-    configs = read_configs(settings.enqueue, space) if settings.enqueue else []
     now = dataclasses.replace(
-        Manifest.of(*request),
+        Manifest.of(settings, request.goal, request.space, request.scheduler),
         facts=before.facts,
-        configs=before.configs + configs,
+        configs=before.configs + _configs_of(request),
         others=before.others,
+        format=before.format,
     )
     before.check(now, settings)
     now = before.keep_fixed(now, settings)
@@ -175,8 +182,13 @@ def _reopen(
     if _has_record(folder):
         record = Record.open(folder.local, lost)
         _check_checkpoints(record, folder)
-    settled = before.settle(settings)
-    return OpenSweep(settled, goal, space, folder, lost, now, record, opened)
+    settled = request._replace(settings=before.settle(settings))
+    return OpenSweep(settled, folder, lost, now, record, opened)
+
+
+def _configs_of(request: Request) -> list[dict[str, Any]]:
+    file = request.settings.enqueue
+    return read_configs(file, request.space) if file else []
 
 
 def _read_manifest(folder: SweepFolder) -> Manifest:

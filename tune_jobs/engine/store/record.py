@@ -210,7 +210,13 @@ class Record:
             self._storage.set_trial_system_attr(optuna_id, PROMOTED, rung)
 
     def decide(self, trial_id: str, outcome: Outcome) -> None:
-        """Enter why a trial is about to end; on resume, such a trial is ended."""
+        """Enter why a trial is about to end; on resume, such a trial is ended.
+
+        A trial that has ended is left alone: Tune takes an error of a callback at the end of a
+        trial for a failure of the trial.
+        """
+        if self.trial(trial_id).state.is_finished():
+            return
         with self._writing():
             optuna_id = self._ids[trial_id]
             self._storage.set_trial_system_attr(optuna_id, OUTCOME_ATTR, outcome.to_entry())

@@ -14,6 +14,7 @@ from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import has_failed
 from tune_jobs.engine.core.space import DefineByRun, SearchSpace, contains
 from tune_jobs.engine.store.folder import is_url, storage_uri
 from tune_jobs.engine.store.manifest import Manifest
@@ -80,7 +81,7 @@ def retry_failed(record: Record) -> int:
     """
     trials = record.trials()
     retried = {trial.system_attrs.get("retry_of") for trial in trials}
-    failed = [trial for trial in trials if _has_failed(trial) and trial.number not in retried]
+    failed = [trial for trial in trials if has_failed(trial) and trial.number not in retried]
     for trial in failed:
         history = [*trial.system_attrs.get("retry_history", ()), trial.number]
         first = trial.system_attrs.get("failed_trial", trial.number)
@@ -145,11 +146,6 @@ def _load_other(path: str, goal: Goal, storage_path: str) -> list[FrozenTrial]:
 
 def _has_reported(trial: FrozenTrial) -> bool:
     return bool(trial.intermediate_values) or _has_crashed(trial)
-
-
-def _has_failed(trial: FrozenTrial) -> bool:
-    outcome = decision_of(trial)
-    return outcome is not None and outcome.is_failure
 
 
 def _has_crashed(trial: FrozenTrial) -> bool:

@@ -22,7 +22,7 @@ class FunctionJob:
 
     objective: Callable[[dict[str, Any]], float]
 
-    keeps_checkpoints: ClassVar[Literal[False]] = False
+    is_lightning: ClassVar[Literal[False]] = False
 
     @property
     def source(self) -> Callable[..., Any]:

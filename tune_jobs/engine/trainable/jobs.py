@@ -11,12 +11,12 @@ from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.trainable.function import FunctionJob
 from tune_jobs.engine.trainable.lightning import LightningJob
 
-__all__ = ["Job", "Workload", "make_job"]
+__all__ = ["Job", "Workload", "check_promotion", "make_job"]
 
 
 # Both have: `source`, the function by which the job's own code is found; `make_trainable(metric,
-# resources, data)`, what Tune runs for each trial; and `keeps_checkpoints`, whether the trials
-# report Lightning checkpoints, so that the winner can be tested.
+# resources, data)`, what Tune runs for each trial; and `is_lightning`, whether the trials report
+# Lightning checkpoints, so that the winner can be tested.
 Job: TypeAlias = LightningJob | FunctionJob
 
 
@@ -64,9 +64,18 @@ def make_job(
             "load_data, make_model, make_data and trainer_kwargs belong to a LightningModule, "
             "not to objective, which gets the config alone."
         )
-    if halving is not None and halving.pauses:
+    return FunctionJob(objective)
+
+
+def check_promotion(settings: Settings, job: Job) -> None:
+    """Check that trials can pause at rungs, if they are to.
+
+    Raises:
+        SettingsError: A function keeps no checkpoint to resume from.
+    """
+    halving = settings.halving
+    if halving is not None and halving.pauses and not job.is_lightning:
         raise SettingsError(
             "promotion cannot resume an objective, which keeps no checkpoint; give "
             "asha='stopping', or Settings, which has no ASHA."
         )
-    return FunctionJob(objective)

@@ -87,7 +87,7 @@ class LightningJob:
     seed: int = 0
     trainer_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    keeps_checkpoints: ClassVar[Literal[True]] = True
+    is_lightning: ClassVar[Literal[True]] = True
 
     def __post_init__(self) -> None:
         if not self.trainer_kwargs:
@@ -178,7 +178,7 @@ def _train(
             weights_only=checkpoint is None or _is_plain(checkpoint),
         )
     if report.stopped:
-        sys.exit(0)  # as Ray's own stop does, but after Lightning has ended in order
+        sys.exit(0)  # as Ray's own stop does, but after Lightning has ended cleanly
     if not report.has_reported:
         raise MetricNotLoggedError(
             f"the model never logs {metric!r}: it was never validated in its "

@@ -1,6 +1,7 @@
 """The script that a job is: `script_of`."""
 
 import inspect
+import site
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -26,12 +27,13 @@ def script_of(function: Callable[..., Any]) -> Path | None:
     if script.suffix == ".py" and not _is_installed(script):
         return script
     try:
-        file = Path(inspect.getfile(inspect.unwrap(function)))
+        file = Path(inspect.getfile(inspect.unwrap(function))).resolve()
     except (TypeError, OSError):
         return None
     return file if file.is_file() else None
 
 
 def _is_installed(script: Path) -> bool:
-    folders = (sysconfig.get_path(name) for name in ("scripts", "purelib", "platlib", "stdlib"))
+    folders = [sysconfig.get_path(name) for name in ("scripts", "purelib", "platlib", "stdlib")]
+    folders.append(site.getusersitepackages())
     return any(script.is_relative_to(Path(folder).resolve()) for folder in folders)
