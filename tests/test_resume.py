@@ -350,6 +350,7 @@ SEARCH = {"num_trials": 8, "max_epochs": 4, "grace_epochs": 1, "max_concurrent":
 
 
 @pytest.mark.usefixtures("_ray")
+@pytest.mark.torture
 def test_resume_after_kill_changes_nothing(tmp_path: Path) -> None:
     """A sweep whose driver is killed twice ends as one that runs through."""
     for behavior in ("raise", "oom", "die", "full", "slow"):

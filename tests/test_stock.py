@@ -391,6 +391,7 @@ tuner.fit()
 """
 
 
+@pytest.mark.torture
 def test_stock_restore_fails_after_kill(tmp_path: Path) -> None:
     """The study is in a file. Ours resumes: see `test_resume_after_kill_changes_nothing`."""
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)]

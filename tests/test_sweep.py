@@ -242,7 +242,10 @@ def test_define_by_run_with_zero_scores(tmp_path: Path) -> None:
     assert load_study(tmp_path / "z").best_value == 0.0
 
 
-@pytest.mark.parametrize(("share", "slots", "per_gpu"), [(0.25, 8, 4), (0.4, 4, 2)])
+@pytest.mark.parametrize(
+    ("share", "slots", "per_gpu"),
+    [pytest.param(0.25, 8, 4, marks=pytest.mark.torture), (0.4, 4, 2)],
+)
 def test_gpu_shares_run_in_parallel(share: float, slots: int, per_gpu: int, tmp_path: Path) -> None:
     """Each trial waits until all of them have started."""
     out, started = tmp_path / "gpus.txt", tmp_path / "started"
@@ -365,7 +368,9 @@ def test_early_stopping_at_a_rung(tmp_path: Path) -> None:
     assert all(len(trial.intermediate_values) <= 2 for trial in sweep.study.trials)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.torture) for seed in range(1, 5))]
+)
 def test_garden_for_any_seed(seed: int, tmp_path: Path) -> None:
     """The search comes within 0.2 % of the best."""
     from tune_jobs import garden
