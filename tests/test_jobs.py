@@ -134,6 +134,7 @@ def test_mnist_results_agree_on_digits(tmp_path: Path) -> None:
     not (DATA_DIR / "MNIST" / "raw").is_dir(),
     reason="no MNIST; put it there with TUNE_JOBS_DATA_DIR",
 )
+@pytest.mark.long
 def test_mnist_on_real_images(tmp_path: Path) -> None:
     args = ["--data", "mnist", "--data-dir", str(DATA_DIR), "--num-trials", "2"]
     done = run_job("mnist", *args, "--max-epochs", "1", "--name", "m", storage=tmp_path)

@@ -18,7 +18,7 @@ import pytest
 
 REPO = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def run(*command: str | Path, cwd: Path) -> str:

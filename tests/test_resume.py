@@ -88,6 +88,7 @@ def test_record_tells_outcomes_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
+@pytest.mark.long
 def test_worker_death_resumes_exactly(tmp_path: Path) -> None:
     """The trial whose process died has the same curve as one that ran through."""
 
@@ -108,6 +109,7 @@ def test_worker_death_resumes_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
+@pytest.mark.long
 def test_worker_dies_too_often(tmp_path: Path) -> None:
     """After `max_failures` deaths the trial has failed; it can be run again as a new one."""
     result = tune_tiny(tmp_path, [config("good"), config("die", 0.7)], max_failures=1)
@@ -155,6 +157,7 @@ def test_retries_wait_for_slots(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
+@pytest.mark.long
 def test_worker_dies_between_trials(tmp_path: Path) -> None:
     """A process that dies while it is handed over to the next trial fails neither."""
     died = tmp_path / "died"
@@ -181,6 +184,7 @@ def test_worker_dies_between_trials(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
+@pytest.mark.long
 def test_full_disk_ends_sweep(tmp_path: Path) -> None:
     """The sweep ends with one sentence, and resumes once there is room."""
     with pytest.raises(SweepFailedError, match=r"cannot be stored: .*No space left") as failure:
@@ -197,6 +201,7 @@ def test_full_disk_ends_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
+@pytest.mark.long
 def test_resume_after_time_budget(tmp_path: Path) -> None:
     """The budget starts again, and a trial that was cut short resumes exactly. A damaged checkpoint
     is refused, and nothing is changed."""
@@ -261,6 +266,7 @@ def test_resume_extends_finished_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
+@pytest.mark.long
 def test_resume_at_url(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/far"
     tune_tiny(tmp_path, [config("good"), config("raise")], storage_path=url)
@@ -319,6 +325,7 @@ def wait_for(text: str, file: Path, timeout_s: float = 90) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_interrupt_stops_cleanly_and_soon(tmp_path: Path) -> None:
     """A second driver is refused meanwhile."""
     configs = write_configs(tmp_path, config("slow"), config("good", 0.2), config("good", 0.4))
@@ -350,7 +357,7 @@ SEARCH = {"num_trials": 8, "max_epochs": 4, "grace_epochs": 1, "max_concurrent":
 
 
 @pytest.mark.usefixtures("_ray")
-@pytest.mark.torture
+@pytest.mark.long
 def test_resume_after_kill_changes_nothing(tmp_path: Path) -> None:
     """A sweep whose driver is killed twice ends as one that runs through."""
     for behavior in ("raise", "oom", "die", "full", "slow"):

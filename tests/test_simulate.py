@@ -88,6 +88,7 @@ def test_forest_reproduces_recorded_curves() -> None:
     np.testing.assert_allclose(surrogate.curve(configs[7], RNG).scores, recorded["val_acc"][7])
 
 
+@pytest.mark.long
 def test_surrogate_noise_of_residuals() -> None:
     """Each training has the noise of a recorded one."""
     configs, recorded = read_curves("digits")
@@ -99,6 +100,7 @@ def test_surrogate_noise_of_residuals() -> None:
     assert curves.std(axis=0).mean() == pytest.approx(off.std(axis=0).mean(), rel=0.5)
 
 
+@pytest.mark.long
 def test_surrogate_noise_of_repeats() -> None:
     """Trainings of one config differ as much as its recorded repeats."""
     repeats = read_repeats("mnist", "val_acc")

@@ -88,6 +88,7 @@ def test_stock_allows_one_pending_trial(tmp_path: Path, monkeypatch: pytest.Monk
     assert waiting == [1, sys.maxsize]  # `TrialQueue` hands out no more than there are slots
 
 
+@pytest.mark.long
 def test_stock_slow_stop_fails_next_trial(tmp_path: Path) -> None:
     def slow_to_end(config: dict[str, Any]) -> float:
         try:
@@ -224,6 +225,7 @@ def make_loaders(config: dict[str, Any], data: Any = None) -> Any:
     return Data()
 
 
+@pytest.mark.long
 def test_stock_counts_validations(tmp_path: Path) -> None:
     """It keeps every checkpoint too. Ours counts epochs, and keeps the best and the last one."""
 
@@ -259,6 +261,7 @@ def test_stock_counts_validations(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("lightning_logs"))
 
 
+@pytest.mark.long
 def test_time_budget_cuts_an_epoch(tmp_path: Path) -> None:
     """The arrays reach the trials without a copy."""
 
@@ -340,6 +343,7 @@ def test_stock_retries_a_raising_config(tmp_path: Path) -> None:
     assert file.read_text() == "x"
 
 
+@pytest.mark.long
 def test_stock_asha_restored_without_rungs(tmp_path: Path) -> None:
     def train(config: dict[str, Any]) -> None:
         for _ in range(4):
@@ -391,7 +395,7 @@ tuner.fit()
 """
 
 
-@pytest.mark.torture
+@pytest.mark.long
 def test_stock_restore_fails_after_kill(tmp_path: Path) -> None:
     """The study is in a file. Ours resumes: see `test_resume_after_kill_changes_nothing`."""
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)]

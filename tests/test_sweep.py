@@ -199,6 +199,7 @@ def test_stop_at_ends_the_sweep(tmp_path: Path) -> None:
     assert all(row["reason"] == "another reached stop_at" for row in others)
 
 
+@pytest.mark.long
 def test_time_budget_reports_unfinished_winner(tmp_path: Path) -> None:
     def slow(config: dict[str, Any]) -> float:
         for step in range(1, 1000):
@@ -244,7 +245,7 @@ def test_define_by_run_with_zero_scores(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("share", "slots", "per_gpu"),
-    [pytest.param(0.25, 8, 4, marks=pytest.mark.torture), (0.4, 4, 2)],
+    [pytest.param(0.25, 8, 4, marks=pytest.mark.long), (0.4, 4, 2)],
 )
 def test_gpu_shares_run_in_parallel(share: float, slots: int, per_gpu: int, tmp_path: Path) -> None:
     """Each trial waits until all of them have started."""
@@ -369,7 +370,7 @@ def test_early_stopping_at_a_rung(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.torture) for seed in range(1, 5))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))]
 )
 def test_garden_for_any_seed(seed: int, tmp_path: Path) -> None:
     """The search comes within 0.2 % of the best."""

@@ -8,7 +8,7 @@ from torture import KINDS, torture
 
 
 @pytest.mark.slow
-@pytest.mark.torture
+@pytest.mark.long
 @pytest.mark.timeout(540)
 @pytest.mark.parametrize("asha", KINDS)
 def test_torture_of_the_driver(asha: str) -> None:

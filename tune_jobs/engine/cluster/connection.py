@@ -127,7 +127,8 @@ def _sigterm_handler() -> Iterator[None]:
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and handler is not None:  # None: it is not one of Python's
             signal.signal(signal.SIGTERM, handler)
 
 
