@@ -383,12 +383,10 @@ else:
         study_name="stock",
     )
     tuner = tune.Tuner(
-        train,
-        param_space={"x": tune.uniform(0, 1)},
+        train, param_space={"x": tune.uniform(0, 1)},
         tune_config=tune.TuneConfig(
-            search_alg=search, num_samples=10, metric="score", mode="max",
-            max_concurrent_trials=2, reuse_actors=True,
-        ),
+            search_alg=search, num_samples=10, metric="score", mode="max", reuse_actors=True,
+            max_concurrent_trials=2),
         run_config=tune.RunConfig(storage_path=folder, name="stock", verbose=0),
     )
 tuner.fit()
