@@ -20,6 +20,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 from tune_jobs.engine.cluster.internals import (
+    HEAD_RESOURCE,
     RAY_JOB_CONFIG_JSON_ENV_VAR,
     autoscaler_config,
     would_join,
@@ -64,6 +65,7 @@ def test_autoscaler_config_absent() -> None:
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         assert autoscaler_config() is None
+        assert HEAD_RESOURCE in ray.nodes()[0]["Resources"]
     finally:
         ray.shutdown()
 
@@ -105,7 +107,7 @@ def test_controller_status_changes() -> None:
     assert not controller._resetting_trials
 
 
-def test_scheduler_mode() -> None:
+def test_scheduler_mode_name() -> None:
     assert search.mode_of(ASHAScheduler(metric="loss", mode="min")) == "min"
     assert search.mode_of(MedianStoppingRule()) is None
     assert search.mode_of(FIFOScheduler()) is None
@@ -155,7 +157,7 @@ def test_search_space_shown_again() -> None:
 
 @pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
 @pytest.mark.parametrize("name", ["CSVLogger", "TensorBoardLogger"])
-def test_logger_version(package: str, name: str, tmp_path: Path) -> None:
+def test_logger_version_name(package: str, name: str, tmp_path: Path) -> None:
     module = pytest.importorskip(f"{package}.loggers")
     if name == "TensorBoardLogger":
         pytest.importorskip("tensorboard")

@@ -72,7 +72,7 @@ def make_queue(driven: Driven, uri: str) -> TrialQueue:
     scheduler = EpochScheduler(Goal("score", "max"), driven.record, Settings())
     sweep: Any = SimpleNamespace(space=driven.space, folder=folder)
     return TrialQueue(
-        driven.search, scheduler, driven.record, sweep, slots=lambda: 1, is_over=lambda: False
+        driven.search, scheduler, driven.record, sweep, slots=lambda: 1, must_end=lambda: False
     )
 
 

@@ -2,7 +2,7 @@
 
     python tune_jobs/mnist.py
     python tune_jobs/mnist.py --num-trials 40 --max-epochs 20 --seed 1
-    python tune_jobs/mnist.py --gpus-per-trial 0.25      # four trials a GPU
+    python tune_jobs/mnist.py --gpus-per-trial 0.25      # four trials per GPU
 
 To make a job of your own, copy this file and change the search space, the data and the model.
 """
@@ -37,7 +37,7 @@ class MNISTSettings(LightningSettings):
 
     data: Literal["auto", "mnist", "digits"] = fixed("auto")
     """Data set; auto: MNIST from data-dir or the network, else scikit-learn's digits."""
-    data_dir: str = os.environ.get("TUNE_JOBS_DATA_DIR", "data")
+    data_dir: str = os.environ.get("TUNE_JOBS_DATA_DIR") or "data"
     """Folder with torchvision's MNIST/raw; its default is $TUNE_JOBS_DATA_DIR, else ./data."""
 
 

@@ -70,7 +70,7 @@ def _all_nodes(cluster: RayCluster) -> None:
     cluster.wait_for_nodes(*HOSTS, timeout_s=200)
 
 
-def test_onprem_resources(cluster: RayCluster) -> None:
+def test_onprem_resources_of_file(cluster: RayCluster) -> None:
     gpus = {name: resources.get("GPU", 0) for name, resources in cluster.nodes().items()}
     assert gpus == {"head": 0, "w1": 1, "w2": 1}
     assert "CPU" not in cluster.nodes()["head"]

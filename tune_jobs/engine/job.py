@@ -36,8 +36,9 @@ def run_job(
         args: The command line; None: the program's own.
         finish: Called with the result after the summary is printed.
 
-    Exits with 0, even if some trials failed; 1 if all did, or the storage; 2 if the settings cannot
-    be satisfied; 130, as shells have it, if it was interrupted.
+    Exits with 0, even if some trials failed; 1 if there is no winner, the storage failed or another
+    driver took over; 2 if the settings cannot be satisfied; 130, as shells have it, if it was
+    interrupted.
     """
     address = None
     try:
@@ -76,7 +77,7 @@ def _read_settings(
         recorded = recorded_settings(folder, settings)
     except OSError:
         return settings  # `run_sweep` says what is wrong with the folder
-    # A flag that is on by default could only be turned off.
+    # Flags that were on must not be on by default, or they could not be left out.
     default = dataclasses.replace(recorded, resume=False, retry_failed=False)
     return parse_settings(settings_type, description, args, default=default)
 

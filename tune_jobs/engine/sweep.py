@@ -98,8 +98,8 @@ def run_sweep(
             seed and the trial's number alone.
         scheduler: A Tune scheduler that only continues or stops trials (ASHAScheduler,
             MedianStoppingRule, FIFOScheduler); it takes the place of ASHA and its settings. Results
-            give it the epoch as `epoch` and as `training_iteration`. None: ASHA, if the settings
-            have epochs.
+            give it the epoch as `epoch` and as `training_iteration`. The default is ASHA, if
+            the settings have epochs.
         callbacks: Tune callbacks.
         progress: Listens to the sweep; the default prints a line for each trial, None is silent.
 
@@ -108,7 +108,8 @@ def run_sweep(
 
     Raises:
         SettingsError: The arguments cannot be satisfied; nothing was spent.
-        SweepFailedError: No trial succeeded, or the storage failed.
+        SweepFailedError: No trial has a score, the storage failed, another driver took over, or the
+            sweep was interrupted before it had a result.
     """
     check_kept(storage_uri(settings.storage_path))
     goal = Goal(metric, mode)
@@ -191,7 +192,7 @@ def _interruptions_reported(path: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet_optuna() -> Iterator[None]:
-    """Silence Optuna's line a trial, and restore its verbosity."""
+    """Silence Optuna's line per trial, and restore its verbosity."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tune_jobs.engine.cluster.internals import autoscaler_config
+from tune_jobs.engine.cluster.internals import HEAD_RESOURCE, autoscaler_config
 from tune_jobs.engine.cluster.slots import Node, Resources, count_slots
 from tune_jobs.engine.core.errors import SettingsError
 
@@ -29,7 +29,6 @@ __all__ = [
 PROBE_TIMEOUT_S = 60.0
 JOIN_TIMEOUT_S = 300.0
 NODE_TYPE_LABEL = "ray.io/node-group"  # set by the autoscaler
-HEAD_RESOURCE = "node:__internal_head__"
 MAX_COUNTED_NODES = 1_000  # of a group without a limit: so many are as good as any number
 BOOTSTRAP_FILE = "~/ray_bootstrap_config.yaml"  # where `ray up` leaves the cluster file on the head
 

@@ -22,7 +22,7 @@ __all__ = ["running_ray"]
 
 # Read by the driver when Ray and Tune start; a value that the user has set stays.
 DRIVER_ENV = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's live table; the engine prints a line a trial instead
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's live table; the engine prints a line per trial instead
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the summary names the log of each failed trial
     # Otherwise a trial moves into a folder of its own, and a user's relative paths are wrong.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -109,7 +109,7 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _logger_level(name: str, during: int | None = None) -> Iterator[None]:
-    """Restore the level of a logger, which Ray or this project changes meanwhile."""
+    """Restore a logger's level, which Ray or this project changes while Ray runs."""
     logger = logging.getLogger(name)
     level = logger.level
     if during is not None:

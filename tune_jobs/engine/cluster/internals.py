@@ -9,7 +9,9 @@ import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.services import canonicalize_bootstrap_address
 
-__all__ = ["RAY_JOB_CONFIG_JSON_ENV_VAR", "autoscaler_config", "would_join"]
+__all__ = ["HEAD_RESOURCE", "RAY_JOB_CONFIG_JSON_ENV_VAR", "autoscaler_config", "would_join"]
+
+HEAD_RESOURCE = "node:__internal_head__"  # a resource that Ray gives the head alone
 
 
 def would_join(address: str | None) -> bool:
@@ -22,5 +24,5 @@ def would_join(address: str | None) -> bool:
 
 
 def autoscaler_config() -> Any:
-    """What autoscaler v2 may start, with `node_group_configs`; None: it has not been told."""
+    """What autoscaler v2 may start, with `node_group_configs`, or None if that was not set."""
     return ray._private.state.state.get_cluster_config()

@@ -68,11 +68,13 @@ class ClusterMonitor(Transient, tune.Callback):
         self._total = max(self._total, self._count(self._capacity.nodes))
         slots = max(self._resources.slots, count_slots(self._capacity.nodes, self._resources))
         self.slots = min(slots, self._most or slots)
-        waiting = sum(not trial.is_finished() for trial in trials)
+        num_unfinished = sum(not trial.is_finished() for trial in trials)
         for node in before.alive.keys() - self._capacity.alive.keys():
-            self._notify(f"Node {before.names[node]} has left: {self._now(waiting)}")
+            self._notify(f"Node {before.names[node]} has left: {self._now(num_unfinished)}")
         for node in self._capacity.alive.keys() - before.alive.keys():
-            self._notify(f"Node {self._capacity.names[node]} has joined: {self._now(waiting)}")
+            self._notify(
+                f"Node {self._capacity.names[node]} has joined: {self._now(num_unfinished)}"
+            )
 
     def _now(self, num_trials: int) -> str:
         return self.describe_wait(num_trials) or self._amount()

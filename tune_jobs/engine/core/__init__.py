@@ -1,1 +1,1 @@
-"""The words that all rooms share; imports no other room."""
+"""Definitions that all rooms share; imports no other room."""

@@ -3,10 +3,10 @@
 sweep.json                  what the sweep was started with
 study.log                   the record; an Optuna journal
 sweep.lock                  held by the driver while it runs
-trials.csv                  one row a trial
+trials.csv                  one row per trial
 best.json  best.ckpt        the winner and its checkpoint
 trial_0000/                 a trial's folder
-    result.json             Ray's log: one line a result
+    result.json             Ray's log: one line per result
     error.txt               Ray's log of the exception
     checkpoint_000000/      Ray's name of a checkpoint's folder
         checkpoint.ckpt     Lightning's checkpoint

@@ -14,7 +14,7 @@ OUTCOME_ATTR = "tune_jobs:end"
 
 
 class Kind(StrEnum):
-    """Why a trial or a sweep ended; a trial that failed has the name of its exception instead."""
+    """Why a trial or a sweep ended. Any other failure has the name of its exception."""
 
     BY_ITSELF = "ended by itself"
     LAST_EPOCH = "last epoch"
@@ -52,6 +52,12 @@ _CAUSES = {
     Kind.NAN: Cause.JUDGED,
     Kind.OUT_OF_MEMORY: Cause.TRIAL,
     Kind.SILENT: Cause.TRIAL,
+    Kind.OTHER_GOOD_ENOUGH: Cause.SWEEP,
+    Kind.TIME_BUDGET: Cause.SWEEP,
+    Kind.FAILURES: Cause.SWEEP,
+    Kind.INTERRUPTED: Cause.SWEEP,
+    Kind.STORAGE: Cause.SWEEP,
+    Kind.LOCK_LOST: Cause.SWEEP,
 }
 _FAILURES = (Cause.TRIAL, Cause.CLUSTER, Cause.STORAGE)
 
@@ -78,7 +84,7 @@ class Outcome:
     @classmethod
     def of(cls, kind: Kind, message: str = "") -> "Outcome":
         """The outcome of a kind that needs no exception to explain it."""
-        return cls(kind, _CAUSES.get(kind, Cause.SWEEP), message)
+        return cls(kind, _CAUSES[kind], message)
 
     @property
     def is_complete(self) -> bool:
@@ -101,7 +107,7 @@ class Outcome:
 
     @property
     def state(self) -> TrialState:
-        """The state of the Optuna trial. A failed trial is PRUNED, so that samplers heed it."""
+        """The state of the Optuna trial: samplers learn from a failed trial if it is PRUNED."""
         return TrialState.COMPLETE if self.is_complete else TrialState.PRUNED
 
     def to_entry(self) -> dict[str, str]:

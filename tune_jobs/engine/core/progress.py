@@ -39,7 +39,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Hears everything and says nothing."""
+    """A listener that ignores all events."""
 
     def on_notice(self, text: str) -> None: ...
 
@@ -51,7 +51,7 @@ class Silent:
 
 
 class Guarded:
-    """Keeps a listener's errors out of the sweep: after the first, the listener hears nothing more.
+    """Keeps a listener's errors out of the sweep: after the first, it is no longer called.
 
     Tune would take the error for a failure of the trial that was about to end.
 

@@ -103,7 +103,7 @@ class Settings:
     max_failures: int = 3
     """How often a trial resumes from its checkpoint after its process or machine died."""
     warm_start: str | None = fixed(None)
-    """Folder or URL of another sweep: the search learns from its finished trials."""
+    """Folder, URL or name of another sweep: the search learns from its trials."""
     enqueue: str | None = momentary(None)
     """JSON file with a list of configs, or parts of configs, to try first."""
     address: str | None = momentary(None)

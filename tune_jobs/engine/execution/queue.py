@@ -53,7 +53,7 @@ class SweepTrial(Trial):
         self.error = exc
         if self.controller is None:
             return
-        # Otherwise Tune would wait for the process for ever.
+        # Otherwise Tune would wait for the process forever.
         stop_waiting_for_reset(self.controller, self)
         if self.status == Trial.PENDING and outcome_of_failed(self).cause == Cause.CLUSTER:
             self.run_metadata.num_failures -= 1  # it died once
@@ -85,7 +85,7 @@ class TrialQueue(Transient, SearchGenerator):
         record: The record of the sweep.
         sweep: What is searched, and the folder with the checkpoints.
         slots: Tells how many trials may run in parallel now.
-        is_over: Tells whether the sweep has to end; it may have to as soon as it is resumed.
+        must_end: Tells whether the sweep has to end; it may have to as soon as it is resumed.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class TrialQueue(Transient, SearchGenerator):
         record: Record,
         sweep: OpenSweep,
         slots: Callable[[], int],
-        is_over: Callable[[], bool],
+        must_end: Callable[[], bool],
     ) -> None:
         super().__init__(search)
         self._scheduler = scheduler
         self._record = record
         self._sweep = sweep
         self._slots = slots
-        self._has_to_end = is_over
+        self._must_end = must_end
         self._shelf = Shelf(sweep.folder.filesystem, sweep.folder.path)
         recorded = record.started()
         # Trials that need no slot come first: Tune's results are to hold all trials.
@@ -121,7 +121,7 @@ class TrialQueue(Transient, SearchGenerator):
     def next_trial(self) -> Trial | None:
         if self._recorded and not self._needs_slot(self._recorded[0]):
             return self._restore(self._recorded.popleft())
-        if self._has_to_end():
+        if self._must_end():
             self.set_finished()  # otherwise Tune would wait here for minutes
         num_running = len(self._unfinished) - self._scheduler.num_paused
         if self.is_finished() or num_running >= self._slots():

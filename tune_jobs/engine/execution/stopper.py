@@ -1,4 +1,4 @@
-"""When a sweep ends early, and that it does so cleanly and soon: `SweepStopper`."""
+"""Ends a sweep early, for limits, failures and interruptions: `SweepStopper`."""
 
 import contextlib
 import math
@@ -105,7 +105,7 @@ class FailureWatcher(Transient, Callback):
         num_successes: Trials that succeeded under earlier drivers.
 
     Attributes:
-        storage_failure: What the storage failed of, in words; None: it did not.
+        storage_failure: The first error of the storage, as text, or None.
     """
 
     def __init__(self, record: Record, num_successes: int) -> None:
@@ -167,7 +167,7 @@ def interruptible(
 ) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the sweep cleanly; the second one ends it at once.
 
-    Tune's own handler would lose the reason, and wait for the epochs that run.
+    Tune's own handler would not know the outcome, and wait for the epochs that run.
 
     Args:
         stopper: Is interrupted.

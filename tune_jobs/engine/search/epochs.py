@@ -1,4 +1,4 @@
-"""Which trials continue: `EpochScheduler`, which stops only trials that cannot win."""
+"""Decides whether a trial continues: `EpochScheduler`."""
 
 import math
 from collections.abc import Iterable
@@ -94,8 +94,8 @@ class EpochScheduler(Transient, FIFOScheduler):
         return decision
 
     def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
-        """None: Tune starts pending trials by itself, and Ray's method walks through all trials,
-        ended ones too, at each step."""
+        """Return None. Tune starts pending trials by itself, and Ray's method would walk through
+        all trials, ended ones too, at each step."""
         return None
 
     def _decide(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> Kind | None:

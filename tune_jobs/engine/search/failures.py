@@ -1,4 +1,4 @@
-"""What a Tune trial failed of, told apart: `outcome_of_failed`.
+"""Classifies the error of a failed Tune trial: `outcome_of_failed`.
 
 Ray's `FailureConfig(max_failures)` counts all failures alike.
 """

@@ -1,4 +1,4 @@
-"""Optuna's search on Ray Tune, given the truth: `StudySearch`."""
+"""Optuna's search on Ray Tune: `StudySearch`."""
 
 import math
 from collections.abc import Callable
@@ -22,13 +22,13 @@ __all__ = ["StudySearch"]
 
 
 class StudySearch(Transient, OptunaSearch):
-    """An `OptunaSearch` that asks a view of the record, and enters what happened in the record.
+    """An `OptunaSearch` that asks the sampler's view and writes to the sweep's record.
 
     What Ray's own does, and this does not:
 
     - It tells Optuna that a trial stopped by ASHA is COMPLETE, with a value that its intermediate
       values lack, and the value is the last epoch's (ray#28734).
-    - A trial that reported NaN stays RUNNING for ever: `tell` raises, and the error is swallowed.
+    - A trial that reported NaN stays RUNNING forever: `tell` raises, and the error is swallowed.
     - A crash is FAIL, from which samplers learn nothing.
     - Its snapshots, 10 s apart, are behind its database: a killed sweep cannot be restored
       (ray#19274).
@@ -123,6 +123,6 @@ class StudySearch(Transient, OptunaSearch):
                 self.end(id_of(trial), outcome)
 
     def end_unfinished(self, outcome: Outcome) -> None:
-        """End the trials that the end of the sweep cut short, of which Tune tells no searcher."""
+        """End the trials that the end of the sweep cut short; Tune reports these to no searcher."""
         for trial in self._record.running():
             self.end(id_of(trial), outcome)

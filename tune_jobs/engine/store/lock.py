@@ -92,7 +92,7 @@ class SweepLock:
 
 
 class _FolderLock:
-    """filelock's lease, for everything that the kernel mounts: of drivers that race, one wins.
+    """A lease of filelock's, for local and mounted folders. If drivers race, exactly one wins.
 
     Where two names cannot be swapped atomically (NFS, SMB), filelock takes nothing over. There,
     this class removes a file that did not change during the whole watch; if two hosts do so at the
@@ -190,7 +190,7 @@ class _ObjectLock:
     def release(self) -> None:
         self._leaving.set()
         if self._heart.is_alive():
-            self._heart.join(timeout=self.timing.watch_s)  # not for ever: a network can hang
+            self._heart.join(timeout=self.timing.watch_s)  # not forever: a network can hang
         with suppress(OSError):
             if self._is_mine(_Driver.read(self._read())):
                 self.filesystem.delete_file(self.path)

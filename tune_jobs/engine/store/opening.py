@@ -104,7 +104,7 @@ class OpenSweep:
                 f"{_listed(self.manifest.facts)} before, and {_listed(facts)} now. Load the same "
                 "data, or start a new sweep with another --name."
             )
-        # On resume too, with what is asked for now: more trials, say.
+        # Also on resume: the request may have changed, for example to more trials.
         dataclasses.replace(self.manifest, facts=facts, format=FORMAT).write(self.folder.local)
         if record is None:
             record = Record.create(self.folder.local, self.name, self.goal, self.lost)

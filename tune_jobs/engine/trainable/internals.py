@@ -11,7 +11,7 @@ __all__ = ["end_training_thread", "name_version", "version_of"]
 
 
 def end_training_thread(timeout_s: float) -> bool:
-    """Wait for the thread of Ray's function trainable, which has been told to stop.
+    """Wait for the thread of a function trainable after Ray asked it to stop.
 
     Returns:
         Whether it has ended.
