@@ -79,6 +79,25 @@ class FakeLedger:
         return self.decisions.get(trial_id)
 
 
+class RecordingLedger(FakeLedger):
+    """A ledger that notes each report as it is entered.
+
+    Attributes:
+        entered: Trial, score, epoch, decision, and the decisions that stood before it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered: list[Any] = []
+
+    def report(
+        self, trial_id: str, score: float, result: Mapping[str, Any], stop: Kind | None
+    ) -> None:
+        before = dict(self.decisions)
+        super().report(trial_id, score, result, stop)
+        self.entered.append((trial_id, score, result["epoch"], stop, before))
+
+
 def add_trials(scheduler: Any, *names: str) -> list[FakeTrial]:
     """Add running trials to a scheduler, ours or Tune's."""
     trials = [FakeTrial(name) for name in names]

@@ -3,7 +3,6 @@
 import errno
 import math
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from fake_tune import (
     FakeLedger,
     FakeTrial,
+    RecordingLedger,
     add_trials,
     gains_at_rungs,
     recorded,
@@ -22,7 +22,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.outcome import Cause, Kind
+from tune_jobs.engine.core.outcome import Cause
 from tune_jobs.engine.core.rungs import Halving
 from tune_jobs.engine.search.asha import ASHA, PromotionASHA, StoppingASHA
 from tune_jobs.engine.search.epochs import EpochScheduler
@@ -237,21 +237,12 @@ def test_stop_at_not_reached() -> None:
 
 def test_decision_recorded_before_it_acts() -> None:
     """Each result is in the record, with the decision on it, before Tune is given the decision."""
-    entered: list[Any] = []
-
-    class Recorder(FakeLedger):
-        def report(
-            self, trial_id: str, score: float, result: Mapping[str, Any], stop: Kind | None
-        ) -> None:
-            before = dict(self.decisions)
-            super().report(trial_id, score, result, stop)
-            entered.append((trial_id, score, result["epoch"], stop, before))
-
-    asha = make(StoppingASHA, Recorder(), Halving(10))
+    ledger = RecordingLedger()
+    asha = make(StoppingASHA, ledger, Halving(10))
     good, bad = add_trials(asha, "good", "bad")
-    entered.append(report(asha, good, 1, 0.9))
-    entered.append(report(asha, bad, 1, 0.1))
-    assert entered == [
+    ledger.entered.append(report(asha, good, 1, 0.9))
+    ledger.entered.append(report(asha, bad, 1, 0.1))
+    assert ledger.entered == [
         ("good", 0.9, 1, None, {}),
         CONTINUE,
         ("bad", 0.1, 1, "asha", {}),

@@ -3,13 +3,13 @@
 import json
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_tune import FakeLedger, FakeTrial, add_trials, report, settings_of
+from fake_tune import FakeLedger, FakeTrial, RecordingLedger, add_trials, report, settings_of
 from ray import cloudpickle
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
@@ -38,7 +38,7 @@ from stock_sweep import (
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.outcome import Cause, Outcome
 from tune_jobs.engine.core.rungs import Halving
 from tune_jobs.engine.search.stock import StockScheduler, check_scheduler
 
@@ -76,22 +76,12 @@ def test_stock_scheduler_decides_like_bare(seed: int, name: str, mode: str) -> N
 
 def test_stock_scheduler_records_before_acting() -> None:
     """Each result is in the record, with the decision on it, before Tune is given the decision."""
-    entered: list[Any] = []
-
-    class Recorder(FakeLedger):
-        def report(
-            self, trial_id: str, score: float, result: Mapping[str, Any], stop: Kind | None
-        ) -> None:
-            before = dict(self.decisions)
-            super().report(trial_id, score, result, stop)
-            entered.append((trial_id, score, result["epoch"], stop, before))
-
-    ledger = Recorder()
+    ledger = RecordingLedger()
     scheduler = StockScheduler(MAXIMIZE, ledger, settings_of(), make_asha())
     good, bad = add_trials(scheduler, "good", "bad")
-    entered.append(report(scheduler, good, 1, 0.9))
-    entered.append(report(scheduler, bad, 1, 0.1))
-    assert entered == [
+    ledger.entered.append(report(scheduler, good, 1, 0.9))
+    ledger.entered.append(report(scheduler, bad, 1, 0.1))
+    assert ledger.entered == [
         ("good", 0.9, 1, None, {}),
         CONTINUE,
         ("bad", 0.1, 1, "scheduler", {}),

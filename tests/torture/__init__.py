@@ -34,7 +34,7 @@ KINDS = ("promotion", "stopping")
 
 
 def torture(seed: int, mode: str, asha: str = "promotion") -> list[str]:
-    """Torture one sweep, print a line about it, and delete its files if all is well.
+    """Torture one sweep, print a line about it, and delete its files if no problem is found.
 
     Args:
         seed: Of the moments, and of the sweep.

@@ -23,6 +23,7 @@ from tune_jobs.engine.store.record import Record, results_of
 from tune_jobs.engine.store.study import copy_to_memory
 from tune_jobs.engine.trainable.evaluation import evaluate
 from tune_jobs.engine.trainable.jobs import Workload
+from tune_jobs.engine.trainable.lightning import LightningJob
 
 __all__ = ["collect_results"]
 
@@ -56,13 +57,14 @@ def collect_results(
     if winner is None or best_epoch is None:
         raise SweepFailedError(explain_failure(folder.uri, rows, trials), folder.uri, ended)
     checkpoint, test = None, None
-    if workload.job.is_lightning:
+    job = workload.job
+    if job.is_lightning:
         checkpoint = _checkpoint_of(winner, best_epoch, folder)
         content = _read_checkpoint(checkpoint)
         write_checkpoint(folder, content)
         test = _known_test(folder.local, winner.number, best_epoch)
         if test is None and (ended is None or ended.kind != Kind.INTERRUPTED):
-            test = _try_test(content, configs[winner.number], workload)
+            test = _try_test(content, job, configs[winner.number], workload)
     result = SweepResult(
         path=folder.uri,
         goal=goal,
@@ -111,12 +113,11 @@ def _read_checkpoint(checkpoint: Checkpoint) -> bytes:
 
 
 def _try_test(
-    checkpoint: bytes, config: dict[str, Any], workload: Workload
+    checkpoint: bytes, job: LightningJob, config: dict[str, Any], workload: Workload
 ) -> dict[str, float] | None:
     """Test the winner; an error in the test must not cost what the sweep found."""
-    job, data, resources = workload.job, workload.loaded.data, workload.resources
     try:
-        return evaluate(checkpoint, job, config, data, resources) if job.is_lightning else None
+        return evaluate(checkpoint, job, config, workload.loaded.data, workload.resources)
     except Exception:
         warnings.warn(
             f"the test of the winner failed; the results are written without it:\n"

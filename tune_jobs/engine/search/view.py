@@ -180,9 +180,7 @@ class View:
         Returns:
             The trial with what the sampler gave it.
         """
-        trial = self._actual(self._begin(trial_id, self._rungs))
-        self._num_params = max(len(trial.params), self._num_params)
-        return trial
+        return self._actual(self._begin(trial_id, self._rungs))
 
     def touch(self, trial_id: str) -> None:
         """Take in that a running trial has reported."""
@@ -275,7 +273,6 @@ class View:
         )
         self.storage.create_new_trial(self._study_id, template)
         number = self._begin(trial_id, rungs)
-        self._num_params = max(len(trial.params), self._num_params)
         if trial.state.is_finished():
             seen = self._seen[number]
             seen.state, seen.value, seen.curve = trial.state, trial.value, trial.intermediate_values
@@ -285,6 +282,7 @@ class View:
         number = len(self._seen)
         self._seen.append(_Seen(trial_id, rungs))
         self._numbers[trial_id] = number
+        self._num_params = max(len(self._actual(number).params), self._num_params)
         self._unfinished.add(number)
         self._touched.add(number)
         return number

@@ -144,7 +144,7 @@ def open_sweep(
             yield _reopen(request, folder, lost, opened)
             return
         manifest = _new_manifest(request, notify)
-        # At once: whatever happens from here on, the sweep can be resumed as it was asked for.
+        # At once: whatever happens from here on, the sweep can be resumed as requested.
         manifest.write(folder.local)
         folder.publish()
         try:
