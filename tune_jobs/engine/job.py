@@ -31,7 +31,7 @@ def run_job(
 
     Args:
         job: Maps the settings to a finished sweep.
-        settings_type: `Settings` or `LightningSettings`, or a dataclass that extends one.
+        settings_type: `Settings`, `EpochSettings` or `LightningSettings`, or one that extends them.
         description: The head of `--help`.
         args: The command line; None: the program's own.
         finish: Called with the result after the summary is printed.

@@ -79,7 +79,7 @@ def run_sweep(
     """Search a space and return what was found; for scripts and notebooks.
 
     Give either `objective`, a plain function, or `make_model` and `make_data`, and then
-    `LightningSettings`.
+    settings with `max_epochs`, such as `LightningSettings`.
 
     Args:
         settings: What the user set.

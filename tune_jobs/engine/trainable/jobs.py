@@ -54,7 +54,8 @@ def make_job(
             raise SettingsError("run_sweep takes either objective, or make_model and make_data.")
         if halving is None:
             raise SettingsError(
-                f"a LightningModule needs LightningSettings, got {type(settings).__name__}."
+                "a LightningModule needs settings with max_epochs, such as LightningSettings, "
+                f"got {type(settings).__name__}."
             )
         return LightningJob(make_model, make_data, halving, settings.seed, trainer_kwargs or {})
     if make_model and make_data:
