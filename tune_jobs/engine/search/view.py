@@ -3,11 +3,12 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.samplers import BaseSampler, GridSampler
+from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -245,6 +246,8 @@ class View:
 
     def remember_the_end(self) -> None:
         """Let a sampler that had tried everything find that out again."""
+        if not isinstance(self.study.sampler, (BruteForceSampler, GridSampler)):
+            return
         ended = [number for number, seen in enumerate(self._seen) if seen.state.is_finished()]
         if ended:
             last = self._seen[ended[-1]]
@@ -332,7 +335,7 @@ class View:
             return TrialState.COMPLETE, value, {}
         if seen.state == TrialState.RUNNING and not is_paused:
             return TrialState.RUNNING, None, {}
-        has_value = seen.value is not None
+        has_value = seen.value is not None or bool(seen.curve)
         if has_value and (not self._rungs.epochs or seen.state == TrialState.COMPLETE):
             return seen.state, seen.value, seen.curve
         return TrialState.FAIL, None, {}
@@ -350,9 +353,10 @@ class View:
         values = None if value is None else [value]
         told, sampler = copy.copy(self._actual(number)), self.study.sampler
         told.values = values
-        if isinstance(sampler, GridSampler) and "grid_id" not in told.system_attrs:
-            return  # it fails on a config that it has not given itself
-        sampler.after_trial(self.study, told, state, values)
+        # Optuna's grid fails on a config that it has not given itself.
+        is_foreign = isinstance(sampler, GridSampler) and "grid_id" not in told.system_attrs
+        with suppress(KeyError) if is_foreign else nullcontext():
+            sampler.after_trial(self.study, told, state, values)
 
 
 def _ranks_last(outcome: Outcome, value: float | None) -> bool:
