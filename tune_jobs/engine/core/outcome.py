@@ -22,6 +22,7 @@ class Kind(StrEnum):
     ASHA = "asha"
     SCHEDULER = "scheduler"
     NAN = "nan"
+    PRUNED = "pruned"
     OUT_OF_MEMORY = "oom"
     SILENT = "reported nothing"
     OTHER_GOOD_ENOUGH = "another reached stop_at"
@@ -50,6 +51,7 @@ _CAUSES = {
     Kind.ASHA: Cause.JUDGED,
     Kind.SCHEDULER: Cause.JUDGED,
     Kind.NAN: Cause.JUDGED,
+    Kind.PRUNED: Cause.JUDGED,
     Kind.OUT_OF_MEMORY: Cause.TRIAL,
     Kind.SILENT: Cause.TRIAL,
     Kind.OTHER_GOOD_ENOUGH: Cause.SWEEP,
