@@ -25,8 +25,9 @@ from tune_jobs.engine.core.parameters import Choice, Number, Parameter, copied
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import DefineByRun
 
-__all__ = ["SpaceTrial", "Suggested", "failure_of", "run_space"]
+__all__ = ["ATTEMPTS", "SpaceTrial", "Suggested", "failure_of", "run_space", "seeds_of"]
 
+ATTEMPTS = 10  # to draw a config that was not tried
 ENGINE = Path(__file__).resolve().parents[1]
 
 
@@ -138,6 +139,17 @@ class Suggested:
 
     config: dict[str, Any]
     outcome: Outcome | None = None
+
+
+def seeds_of(seed: int, number: int, attempt: int = 0) -> list[int]:
+    """What the draws of a trial depend on.
+
+    Args:
+        seed: The sweep's.
+        number: The trial's.
+        attempt: How often the trial was drawn before, with a config that had been tried.
+    """
+    return [seed, number, attempt] if attempt else [seed, number]
 
 
 def run_space(define: DefineByRun, trial: SpaceTrial, seeds: Sequence[int]) -> Suggested:

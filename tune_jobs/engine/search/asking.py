@@ -12,17 +12,22 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BruteForceSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_jobs.engine.core.define_by_run import SpaceTrial, Suggested, failure_of, run_space
+from tune_jobs.engine.core.define_by_run import (
+    ATTEMPTS,
+    SpaceTrial,
+    Suggested,
+    failure_of,
+    run_space,
+    seeds_of,
+)
 from tune_jobs.engine.core.parameters import Number
 from tune_jobs.engine.core.space import DefineByRun, SearchSpace
 from tune_jobs.engine.search.finite import Tried
-from tune_jobs.engine.search.samplers import reseed, seeds_of
+from tune_jobs.engine.search.samplers import reseed
 from tune_jobs.engine.search.view import View
 from tune_jobs.engine.store.configs import CONFIG_ATTR, pack_config
 
 __all__ = ["Asker", "make_asker"]
-
-ATTEMPTS = 10  # to draw a config that was not tried
 
 
 def make_asker(space: SearchSpace, view: View, seed: int) -> "Asker":

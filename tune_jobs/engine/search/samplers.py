@@ -3,20 +3,10 @@
 import numpy as np
 from optuna.samplers import BaseSampler
 
+from tune_jobs.engine.core.define_by_run import seeds_of
 from tune_jobs.engine.search.internals import reseed_generators
 
-__all__ = ["reseed", "seeds_of"]
-
-
-def seeds_of(seed: int, number: int, attempt: int = 0) -> list[int]:
-    """What the draws of a trial depend on.
-
-    Args:
-        seed: The sweep's.
-        number: The trial's.
-        attempt: How often the trial was drawn before, with a config that had been tried.
-    """
-    return [seed, number, attempt] if attempt else [seed, number]
+__all__ = ["reseed"]
 
 
 def reseed(sampler: BaseSampler, seed: int, number: int, attempt: int = 0) -> None:
