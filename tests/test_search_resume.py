@@ -202,8 +202,7 @@ def test_enqueued_config_after_grid_exhausted(tmp_path: Path) -> None:
         return Driven(tmp_path, space={"x": tune.choice([1, 2])}, sampler=sampler)
 
     driven = make_driven()
-    driven.run("a", 0.5)
-    driven.record.enqueue({"x": 1})
+    driven.record.enqueue(driven.run("a", 0.5).params)
     driven.run("given", 0.5)  # Optuna's grid fails on a config that it has not given
     driven.run("b", 0.5)
     driven.record.enqueue({"x": 2})

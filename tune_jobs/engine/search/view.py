@@ -197,7 +197,15 @@ class View:
         Returns:
             The trial with what the sampler gave it.
         """
+        self._ensure_asked()
         return self._actual(self._begin(trial_id, self._rungs))
+
+    def discard(self) -> None:
+        """Hide the trial that the sampler was asked for last, which is not going to start."""
+        self._ensure_asked()
+        number = self._begin(f"discarded {len(self._seen)}", self._rungs_of_others)
+        self._seen[number].state = TrialState.FAIL
+        self._finish(number, has_crashed=False)
 
     def touch(self, trial_id: str) -> None:
         """Take in that a running trial has reported."""
@@ -252,6 +260,11 @@ class View:
         if ended:
             last = self._seen[ended[-1]]
             self._tell_sampler(ended[-1], last.state, last.value)
+
+    def _ensure_asked(self) -> None:
+        """Make the trial, if the sampler failed before Optuna had made it."""
+        if self.storage.get_n_trials(self._study_id) == len(self._seen):
+            self.storage.create_new_trial(self._study_id)
 
     def _find_paused(self) -> set[int]:
         return {n for n in self._unfinished if self._is_paused(self._seen[n].trial_id)}
