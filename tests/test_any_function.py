@@ -344,11 +344,13 @@ def test_function_stopped_resumed(tmp_path: Path) -> None:
         for epoch in range(9):
             tune.report({"loss": config["x"] - epoch})
 
-    sweep(tmp_path, train, EpochSettings, max_epochs=4, time_budget_s=1e-3)
-    notices = Notices()
-    result = sweep(tmp_path, train, EpochSettings, max_epochs=4, resume=True, progress=notices)
-    assert len(result.rows) == len(XS)
-    assert {row["state"] for row in result.rows} <= {"COMPLETE", "PRUNED"}
+    sweep(tmp_path, train, EpochSettings, max_epochs=4, num_trials=8)
+    before, notices = optuna_trials(tmp_path), Notices()
+    options = {"max_epochs": 4, "num_trials": 9, "resume": True, "progress": notices}
+    result = sweep(tmp_path, train, EpochSettings, **options)
+    assert not notices.lines
+    assert result.ended.kind == Kind.EXHAUSTED
+    assert [t.value for t in result.study.trials] == [t.value for t in before]
 
 
 def test_function_ends_before_last_epoch(tmp_path: Path) -> None:
