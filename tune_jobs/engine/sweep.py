@@ -54,6 +54,7 @@ from tune_jobs.engine.search.stock import check_scheduler
 from tune_jobs.engine.store.folder import storage_uri
 from tune_jobs.engine.store.opening import OpenSweep, Request, open_sweep
 from tune_jobs.engine.trainable.jobs import Job, Workload, check_promotion, make_job
+from tune_jobs.engine.trainable.sendable import check_functions, sending
 
 __all__ = ["run_sweep"]
 
@@ -114,6 +115,10 @@ def run_sweep(
     check_kept(storage_uri(settings.storage_path))
     goal = Goal(metric, mode)
     job = make_job(settings, objective, load_data, make_model, make_data, trainer_kwargs)
+    check_functions(
+        objective=objective, make_model=make_model, make_data=make_data,
+        trainer_kwargs=trainer_kwargs,
+    )  # fmt: skip
     if scheduler is None:
         check_promotion(settings, job)
     else:
@@ -128,7 +133,7 @@ def run_sweep(
     with (
         _quiet_optuna(),
         open_sweep(request, name, parts.progress.on_notice) as sweep,
-        _interruptions_reported(sweep.folder.uri),
+        _failures_reported(sweep),
         running_ray(settings.address, script and script.parent) as joined,
     ):
         return _run(sweep, job, load_data, parts, read_autoscaler() if joined else Autoscaler())
@@ -152,6 +157,8 @@ def _run(
 
     data = load_data(settings) if load_data is not None else None
     loaded = data if isinstance(data, Loaded) else Loaded(data)
+    with sending(loaded.data):
+        trainable = job.make_trainable(sweep.goal.metric, resources, loaded.data)
     record = sweep.begin(loaded.facts)
     driver = Driver(sweep, record, parts)
     progress.on_start(f"{_headline(sweep.name, driver)}, {resources}")
@@ -161,7 +168,6 @@ def _run(
     if job.is_lightning:
         # While the trials do the same: the winner is tested in this process.
         threading.Thread(target=importlib.import_module, args=["pytorch_lightning"]).start()
-    trainable = job.make_trainable(sweep.goal.metric, resources, loaded.data)
     grid = driver.run(trainable, resources, monitor)
     return collect_results(sweep, record, workload, grid, driver.ended)
 
@@ -182,12 +188,22 @@ def _name_after(script: Path | None) -> str:
 
 
 @contextmanager
-def _interruptions_reported(path: str) -> Iterator[None]:
-    """Turn a Ctrl-C before or after the trials into an error that names the sweep to resume."""
+def _failures_reported(sweep: OpenSweep) -> Iterator[None]:
+    """Turn a Ctrl-C before or after the trials into an error that names the sweep to resume; where
+    there is nothing to resume, no error says that there is."""
     try:
         yield
     except KeyboardInterrupt:
+        if not sweep.is_kept:
+            raise
+        path = sweep.folder.uri
         raise SweepFailedError("interrupted.", path, Outcome.of(Kind.INTERRUPTED)) from None
+    except SweepFailedError as error:
+        if sweep.is_kept or error.ended is None:
+            raise
+        if error.ended.kind == Kind.INTERRUPTED:
+            raise KeyboardInterrupt from None
+        raise SweepFailedError(str(error), error.path, None) from error.__cause__
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class SweepFailedError(RuntimeError):
 
     Attributes:
         path: The sweep's folder or URL.
-        ended: What ended the sweep early, or None if it ran to its end.
+        ended: What ended the sweep early; None: it ran to its end, or no trial has started.
     """
 
     def __init__(self, message: str, path: str, ended: "Outcome | None") -> None:

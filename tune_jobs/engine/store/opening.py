@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -51,7 +51,7 @@ class Request(NamedTuple):
     scheduler: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class OpenSweep:
     """A sweep that this driver has locked, and that passed all checks that cost nothing.
 
@@ -60,7 +60,7 @@ class OpenSweep:
         folder: Where the results go.
         lost: Set once another driver has taken over the sweep.
         manifest: What the sweep is started or resumed with.
-        earlier: The record that an earlier driver left; None: there is none.
+        record: The record; None: it is not begun yet.
         opened: When this driver opened it, in the seconds of `time.monotonic()`.
     """
 
@@ -68,7 +68,7 @@ class OpenSweep:
     folder: SweepFolder
     lost: threading.Event
     manifest: Manifest
-    earlier: Record | None
+    record: Record | None
     opened: float
 
     @property
@@ -87,6 +87,13 @@ class OpenSweep:
     def name(self) -> str:
         return self.folder.path.rpartition("/")[-1]
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the sweep can be resumed if it ends now: one that was new and has not started a
+        trial leaves nothing."""
+        is_resumed = self.settings.resume
+        return is_resumed or (self.record is not None and bool(self.record.started()))
+
     def begin(self, facts: dict[str, Any]) -> Record:
         """Create the record, or continue the earlier one.
 
@@ -96,7 +103,7 @@ class OpenSweep:
         Raises:
             SettingsError: The sweep is resumed, and its data had other facts.
         """
-        record = self.earlier
+        record = self.record
         is_unknown = self.manifest.format == 1 and not facts
         if record is not None and facts != self.manifest.facts and not is_unknown:
             raise SettingsError(
@@ -108,6 +115,7 @@ class OpenSweep:
         dataclasses.replace(self.manifest, facts=facts, format=FORMAT).write(self.folder.local)
         if record is None:
             record = Record.create(self.folder.local, self.name, self.goal, self.lost)
+            self.record = record
         # Each config once in a sweep's life: the driver may have died between two of them.
         enqueue(record, self.manifest.configs)
         if self.settings.retry_failed:
@@ -121,6 +129,9 @@ def open_sweep(
     request: Request, name: str, notify: Callable[[str], None] = lambda text: None
 ) -> Iterator[OpenSweep]:
     """Open a sweep for this driver alone.
+
+    If the body fails before a trial of a new sweep has started, whatever the error, all that was
+    written is deleted again: the name is free.
 
     Args:
         request: What the user asks for.
@@ -143,16 +154,25 @@ def open_sweep(
         if settings.resume:
             yield _reopen(request, folder, lost, opened)
             return
-        manifest = _new_manifest(request, notify)
-        # At once: whatever happens from here on, the sweep can be resumed as requested.
-        manifest.write(folder.local)
-        folder.publish()
-        try:
-            yield OpenSweep(request, folder, lost, manifest, None, opened)
-        except SettingsError:
-            if not (folder.local / STUDY_FILE).exists():
-                folder.unpublish(MANIFEST_FILE)
-            raise
+        sweep = OpenSweep(request, folder, lost, _new_manifest(request, notify), None, opened)
+        with _cleared_unless_begun(sweep):
+            # At once: after a sudden death, the sweep can be resumed as requested.
+            sweep.manifest.write(folder.local)
+            folder.publish()
+            yield sweep
+
+
+@contextmanager
+def _cleared_unless_begun(sweep: OpenSweep) -> Iterator[None]:
+    """Leave the name of a new sweep free if it fails before its first trial."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the error that ended the sweep is the one to be shown
+            # The folder of a lost sweep belongs to another driver.
+            if not sweep.lost.is_set() and not sweep.is_kept:
+                sweep.folder.clear()
+        raise
 
 
 def _new_manifest(request: Request, notify: Callable[[str], None]) -> Manifest:

@@ -1,0 +1,143 @@
+"""Whether what the trials need can be sent to their processes: `check_functions`, `sending`."""
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+from ray import cloudpickle
+
+from tune_jobs.engine.core.errors import SettingsError
+
+__all__ = ["check_functions", "sending"]
+
+DEPTH = 8  # of the search for the part that cannot be pickled
+
+
+def check_functions(**functions: Any) -> None:
+    """Check that the functions that trials call can be sent to them.
+
+    Args:
+        functions: Name of the argument of `run_sweep` -> what it was given.
+
+    Raises:
+        SettingsError: One cannot; the message names what it holds.
+    """
+    for name, function in functions.items():
+        if reason := _why_unsendable(function):
+            raise SettingsError(
+                f"{name} cannot be sent to the trials, which run in other processes: {reason}. "
+                "Make or open that inside the function, once the trial runs."
+            )
+
+
+@contextmanager
+def sending(data: Any) -> Iterator[None]:
+    """Explain an error in sending the data to the trials.
+
+    They are not pickled beforehand: that would take as much time and memory again.
+
+    Raises:
+        SettingsError: They cannot be pickled; the message names what they hold.
+    """
+    try:
+        yield
+    except Exception as error:
+        if reason := _why_unsendable(data):
+            raise SettingsError(
+                "what load_data returns cannot be sent to the trials, which run in other "
+                f"processes: {reason}. Return what it is made from, such as a path or an array, "
+                "and make it in the functions that get the data."
+            ) from error
+        raise
+
+
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, content: Any) -> int:
+        return len(content)
+
+
+def _why_unsendable(value: Any) -> str | None:
+    found = _find(value, "", ())
+    if found is None:
+        return None
+    path, error = found
+    text = str(error).partition("\n")[0]
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{path.lstrip('.')}: {said}" if path else said
+
+
+def _find(value: Any, path: str, around: tuple[int, ...]) -> tuple[str, Exception] | None:
+    """The innermost part that cannot be pickled, and the error; None: all of it can.
+
+    Args:
+        value: What is searched.
+        path: What leads there.
+        around: The ids of the values that hold it.
+    """
+    error = None if id(value) in around else _try_to_pickle(value)
+    if error is None:
+        return None
+    if len(around) < DEPTH:
+        for name, part in _parts_of(value):
+            if found := _find(part, path + name, (*around, id(value))):
+                return found
+    return path, error
+
+
+def _try_to_pickle(value: Any) -> Exception | None:
+    try:
+        # Arrays are left out: what they hold can always be sent.
+        cloudpickle.CloudPickler(_Nowhere(), protocol=5, buffer_callback=lambda buffer: None).dump(
+            value
+        )
+    except Exception as error:
+        return error
+    return None
+
+
+def _parts_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value holds, each with the text that leads there."""
+    if isinstance(value, FunctionType):
+        yield from _named(_variables_of(value))
+    elif isinstance(value, MethodType):
+        yield from _named(_attributes_of(value.__self__))
+        yield "", value.__func__
+    elif isinstance(value, functools.partial):
+        yield from [
+            ("", value.func),
+            *_indexed(value.keywords),
+            *_indexed(dict(enumerate(value.args))),
+        ]
+    elif isinstance(value, Mapping):
+        yield from _indexed(value)
+    elif isinstance(value, (list, tuple)):
+        yield from _indexed(dict(enumerate(value)))
+    elif not isinstance(value, ModuleType):
+        yield from _named(_attributes_of(value))
+
+
+def _variables_of(function: FunctionType) -> dict[str, Any]:
+    variables = inspect.getclosurevars(function)
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return {**variables.globals, **variables.nonlocals, **defaults}
+
+
+def _attributes_of(value: Any) -> dict[str, Any]:
+    return dict(getattr(value, "__dict__", {}))
+
+
+def _named(parts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    return ((f".{name}", part) for name, part in parts.items())
+
+
+def _indexed(parts: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    return ((f"[{name!r}]", part) for name, part in parts.items())
