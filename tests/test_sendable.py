@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from tune_jobs.engine.core.errors import SettingsError
-from tune_jobs.engine.trainable.sendable import check_functions, sending
+from tune_jobs.engine.trainable.sendable import (
+    MAX_MB,
+    check_functions,
+    check_parts,
+    sending,
+)
 
 LOCK = "TypeError: cannot pickle '_thread.lock' object"
 
@@ -62,7 +67,7 @@ def test_check_functions_open_file(tmp_path: Path) -> None:
 
 
 def test_check_functions_trainer_kwargs() -> None:
-    with pytest.raises(SettingsError, match=rf"trainer_kwargs cannot .*\['callbacks'\]\[0\].parts"):
+    with pytest.raises(SettingsError, match=r"trainer_kwargs cannot .*\['callbacks'\]\[0\].parts"):
         check_functions(trainer_kwargs={"precision": 16, "callbacks": [Holder()]})
 
 
@@ -74,6 +79,18 @@ def test_check_functions_sendable() -> None:
         make_data=functools.partial(closing_over(print), 3),
         trainer_kwargs=None,
     )
+
+
+def test_check_functions_too_large() -> None:
+    """Ray's own error comes after the sweep has begun; arrays are not copied to be counted."""
+    array = np.empty(MAX_MB * 10**6 + 1, dtype=np.uint8)
+    with pytest.raises(SettingsError, match="objective holds 500 MB, and Ray sends at most 500 MB"):
+        check_functions(objective=closing_over({"images": array}))
+
+
+def test_check_parts_names_part() -> None:
+    with pytest.raises(SettingsError, match=r"callbacks cannot be pickled, .*: \[0\].parts\['a'"):
+        check_parts(scheduler=None, callbacks=[Holder()])
 
 
 def test_sending_names_part() -> None:

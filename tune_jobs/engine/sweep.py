@@ -54,7 +54,7 @@ from tune_jobs.engine.search.stock import check_scheduler
 from tune_jobs.engine.store.folder import storage_uri
 from tune_jobs.engine.store.opening import OpenSweep, Request, open_sweep
 from tune_jobs.engine.trainable.jobs import Job, Workload, check_promotion, make_job
-from tune_jobs.engine.trainable.sendable import check_functions, sending
+from tune_jobs.engine.trainable.sendable import check_functions, check_parts, sending
 
 __all__ = ["run_sweep"]
 
@@ -119,6 +119,7 @@ def run_sweep(
         objective=objective, make_model=make_model, make_data=make_data,
         trainer_kwargs=trainer_kwargs,
     )  # fmt: skip
+    check_parts(callbacks=callbacks, scheduler=scheduler)
     if scheduler is None:
         check_promotion(settings, job)
     else:

@@ -1,9 +1,10 @@
-"""Whether what the trials need can be sent to their processes: `check_functions`, `sending`."""
+"""Whether what the trials and Tune need can be pickled: `check_functions`, `sending`."""
 
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pickle import PickleBuffer
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -11,9 +12,10 @@ from ray import cloudpickle
 
 from tune_jobs.engine.core.errors import SettingsError
 
-__all__ = ["check_functions", "sending"]
+__all__ = ["check_functions", "check_parts", "sending"]
 
 DEPTH = 8  # of the search for the part that cannot be pickled
+MAX_MB = 500  # Ray sends a function in one message, of at most 512 MiB
 
 
 def check_functions(**functions: Any) -> None:
@@ -23,13 +25,35 @@ def check_functions(**functions: Any) -> None:
         functions: Name of the argument of `run_sweep` -> what it was given.
 
     Raises:
-        SettingsError: One cannot; the message names what it holds.
+        SettingsError: One cannot, or is too large; the message names what it holds.
     """
     for name, function in functions.items():
+        if (size := _size_of(function)) > MAX_MB * 1e6:
+            raise SettingsError(
+                f"{name} holds {size / 1e6:.0f} MB, and Ray sends at most {MAX_MB} MB with a "
+                "function; load the data in load_data, or inside the function."
+            )
         if reason := _why_unsendable(function):
             raise SettingsError(
                 f"{name} cannot be sent to the trials, which run in other processes: {reason}. "
                 "Make or open that inside the function, once the trial runs."
+            )
+
+
+def check_parts(**parts: Any) -> None:
+    """Check that Tune can pickle its callbacks and its scheduler, which it does as it starts.
+
+    Args:
+        parts: Name of the argument of `run_sweep` -> what it was given.
+
+    Raises:
+        SettingsError: One cannot be pickled; the message names what it holds.
+    """
+    for name, part in parts.items():
+        if reason := _why_unsendable(part):
+            raise SettingsError(
+                f"{name} cannot be pickled, as Ray Tune does when it starts: {reason}. "
+                "Make or open that later, in a callback's `setup` for example."
             )
 
 
@@ -55,10 +79,17 @@ def sending(data: Any) -> Iterator[None]:
 
 
 class _Nowhere:
-    """A file that keeps nothing."""
+    """A file that keeps nothing but its size."""
+
+    size = 0
 
     def write(self, content: Any) -> int:
+        self.size += memoryview(content).nbytes
         return len(content)
+
+    def pass_by(self, buffer: PickleBuffer) -> None:
+        """Take in an array, which is not copied."""
+        self.size += buffer.raw().nbytes
 
 
 def _why_unsendable(value: Any) -> str | None:
@@ -79,7 +110,7 @@ def _find(value: Any, path: str, around: tuple[int, ...]) -> tuple[str, Exceptio
         path: What leads there.
         around: The ids of the values that hold it.
     """
-    error = None if id(value) in around else _try_to_pickle(value)
+    error = None if id(value) in around else _try_to_pickle(value, _Nowhere())
     if error is None:
         return None
     if len(around) < DEPTH:
@@ -89,12 +120,16 @@ def _find(value: Any, path: str, around: tuple[int, ...]) -> tuple[str, Exceptio
     return path, error
 
 
-def _try_to_pickle(value: Any) -> Exception | None:
+def _size_of(value: Any) -> int:
+    """Bytes that were pickled, up to an error if there is one."""
+    file = _Nowhere()
+    _try_to_pickle(value, file)
+    return file.size
+
+
+def _try_to_pickle(value: Any, file: _Nowhere) -> Exception | None:
     try:
-        # Arrays are left out: what they hold can always be sent.
-        cloudpickle.CloudPickler(_Nowhere(), protocol=5, buffer_callback=lambda buffer: None).dump(
-            value
-        )
+        cloudpickle.CloudPickler(file, protocol=5, buffer_callback=file.pass_by).dump(value)
     except Exception as error:
         return error
     return None
