@@ -20,7 +20,7 @@ from tune_jobs.engine.core.space import SearchSpace, convert_space
 from tune_jobs.engine.store.configs import CONFIG_ATTR, PICKLED, config_of, pack_config
 from tune_jobs.engine.store.record import Record
 
-EMPTY = SearchSpace({}, {})
+EMPTY = SearchSpace({})
 
 
 class Color(Enum):
@@ -147,8 +147,9 @@ def test_config_function_not_called(tmp_path: Path) -> None:
     def suggest(trial: optuna.Trial) -> dict[str, Any]:
         raise AssertionError("called again")
 
-    trial = reopened(tmp_path, {"x": 0.5, "model/depth": (1, 2)})
-    assert config_of(trial, convert_space(suggest)) == {"x": 0.5, "model": {"depth": (1, 2)}}
+    trial = reopened(tmp_path, {"x": 0.5, "model/depth": (1, 2), "model": {"a/b": {}}})
+    config = {"x": 0.5, "model/depth": (1, 2), "model": {"a/b": {}}}
+    assert config_of(trial, convert_space(suggest)) == config
 
 
 def test_config_queued_trial(tmp_path: Path) -> None:

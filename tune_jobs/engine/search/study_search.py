@@ -8,7 +8,6 @@ from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils import flatten_dict
-from ray.tune.utils.util import unflatten_dict
 
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
@@ -53,7 +52,7 @@ class StudySearch(Transient, OptunaSearch):
         seed: int,
         on_trial_end: Callable[[FrozenTrial], None] = lambda trial: None,
     ) -> None:
-        self._constants = space.constants
+        self._searched = space
         self._goal = goal
         self._record = record
         self._view = view
@@ -82,9 +81,11 @@ class StudySearch(Transient, OptunaSearch):
         self._view.refresh()
         suggested = flatten_dict(super().suggest(trial_id))
         asked = self._view.start(trial_id)
+        if self._searched.define is None:
+            suggested = self._searched.decode(asked.params)
         self._record.keep(self._view.attrs())
         self._record.start(trial_id, asked, suggested)
-        return unflatten_dict({**self._constants, **suggested})
+        return self._searched.config(suggested)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Show the sampler what a trial reported; the scheduler has recorded it already."""

@@ -14,14 +14,16 @@ from tune_jobs.engine.core.space import SearchSpace
 
 __all__ = ["CONFIG_ATTR", "config_of", "pack_config"]
 
-# The system attribute in which an Optuna trial holds what the search space gave it.
-CONFIG_ATTR = "tune_jobs:config"
+# The system attribute in which an Optuna trial holds what the search space gave it: the values of a
+# dict of domains by their flat names, or the config of a define-by-run space as it is.
+CONFIG_ATTR = "tune_jobs:values"
+OLD_CONFIG_ATTR = "tune_jobs:config"  # flat names, which were nested again
 
 PICKLED = "tune_jobs:pickled"
 
 
 def pack_config(suggested: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat config as JSON; values that JSON would change are pickled."""
+    """What a space gave a trial, as JSON; values that JSON would change are pickled."""
     return {name: v if _is_json(v) else _pickle(v) for name, v in suggested.items()}
 
 
@@ -33,20 +35,28 @@ def config_of(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
         space: What is searched; it has the constants, which are not recorded with each trial.
     """
     recorded = trial.system_attrs.get(CONFIG_ATTR)
-    if recorded is None:
-        suggested = _suggest_again(trial, space)
-    else:
-        suggested = {name: _unpack(value) for name, value in recorded.items()}
-    return dict(unflatten_dict({**space.constants, **suggested}))
+    if recorded is not None:
+        return space.config({name: _unpack(value) for name, value in recorded.items()})
+    recorded = trial.system_attrs.get(OLD_CONFIG_ATTR)
+    if recorded is not None:
+        return _nested(space, {name: _unpack(value) for name, value in recorded.items()})
+    return _suggest_again(trial, space)
+
+
+def _nested(space: SearchSpace, suggested: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an earlier record, in which every name with "/" was nested."""
+    if space.define is None:
+        return space.config(suggested)
+    return dict(unflatten_dict(dict(suggested)))
 
 
 def _suggest_again(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
-    """What the space gave a trial, for records in which it was not entered (format 1)."""
-    if not callable(space.searched):
-        return trial.params
+    """The config of a record in which it was not entered (format 1)."""
+    if space.define is None:
+        return space.config(space.decode(trial.params))
     given = FixedTrial(trial.params)
-    constants = space.searched(given)  # type: ignore[arg-type]
-    return {**given.params, **flatten_dict(constants or {})}
+    constants = space.define(given)  # type: ignore[arg-type]
+    return _nested(space, {**given.params, **flatten_dict(constants or {})})
 
 
 def _is_json(value: Any) -> bool:

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 from optuna.distributions import distribution_to_json
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import MANIFEST_FILE
+from tune_jobs.engine.core.parameters import Parameter
 from tune_jobs.engine.core.settings import LightningSettings, OnResume, Settings, on_resume
 from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.store.folder import downloaded, is_url, write_whole
@@ -239,11 +241,18 @@ def _unrecordable(settings: Settings, name: str) -> SettingsError:
 
 
 def _describe(space: SearchSpace) -> dict[str, str]:
-    constants = {name: f"constant {_plain(value)}" for name, value in space.constants.items()}
-    if callable(space.searched):
-        return {DEFINE_BY_RUN: _source(space.searched), **constants}
-    searched = {name: _distribution(value) for name, value in space.searched.items()}
-    return {**searched, **constants}
+    if space.define is not None:
+        return {DEFINE_BY_RUN: _source(space.define)}
+    constants = flatten_dict(space.constants)
+    searched = {name: _parameter(known) for name, known in space.parameters.items()}
+    return {**searched, **{name: f"constant {_plain(value)}" for name, value in constants.items()}}
+
+
+def _parameter(parameter: Parameter) -> str:
+    grid = getattr(parameter, "grid", None)
+    described = _distribution(parameter.distribution)
+    has_step = getattr(parameter.distribution, "step", None) not in (None, 1)
+    return described if grid is None or has_step else f"{described} in steps of {grid.step}"
 
 
 def _distribution(distribution: Any) -> str:

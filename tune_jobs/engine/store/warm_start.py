@@ -47,10 +47,7 @@ def read_configs(file: str, space: SearchSpace) -> list[dict[str, Any]]:
         raise SettingsError(
             f'enqueue: {file} must hold a list of configs, such as [{{"lr": 0.001}}].'
         )
-    flat = [dict(flatten_dict(config)) for config in configs]
-    for config in flat:
-        _check_config(file, config, space)
-    return [{k: v for k, v in config.items() if k not in space.constants} for config in flat]
+    return [_encode(file, config, space) for config in configs]
 
 
 def enqueue(record: Record, configs: Iterable[dict[str, Any]]) -> int:
@@ -163,32 +160,37 @@ def _agrees(trial: FrozenTrial, space: SearchSpace) -> bool:
 def _searched(space: SearchSpace, params: dict[str, Any]) -> dict[str, BaseDistribution]:
     """The distributions of a space; of a define-by-run space those that it asks for when it gets
     these values, or none if it raises."""
-    if not callable(space.searched):
-        return space.searched
+    if space.define is None:
+        return {name: known.distribution for name, known in space.parameters.items()}
     trial = FixedTrial(params)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about values out of range, which are checked next
-            space.searched(trial)  # type: ignore[arg-type]
+            space.define(trial)  # type: ignore[arg-type]
     except Exception:
         return {}
     return trial.distributions
 
 
-def _check_config(file: str, config: dict[str, Any], space: SearchSpace) -> None:
-    searched = space.searched
-    if callable(searched):
-        searched = _seen_distributions(searched, config)
+def _encode(file: str, config: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """What the study holds for a config."""
+    if space.define is not None:
+        config = dict(flatten_dict(config))
+        _check_config(file, config, _seen_distributions(space.define, config))
+        return config
+    try:
+        return space.encode(config)
+    except ValueError as error:
+        raise SettingsError(f"enqueue: {file} {error}.") from error
+
+
+def _check_config(file: str, config: dict[str, Any], searched: dict[str, BaseDistribution]) -> None:
     for name, value in config.items():
-        if name in space.constants:
-            is_known = value == space.constants[name]
-        elif name in searched:
-            is_known = contains(searched[name], value)
-        else:
+        if name not in searched:
             known = ", ".join(searched)
             raise SettingsError(f"enqueue: {file} has {name!r}; the space has {known}.")
-        if not is_known:
-            domain = searched.get(name, space.constants.get(name))
+        if not contains(searched[name], value):
+            domain = searched[name]
             raise SettingsError(
                 f"enqueue: {file} has {name} = {value!r}, which is not in the space: {domain}."
             )

@@ -1,0 +1,120 @@
+"""A define-by-run space that does what a dict of domains cannot: `suggest_instead`."""
+
+import re
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from ray.tune.search import sample
+
+from tune_jobs.engine.core.domains import grid_values, has_domain, is_domain, rule_of
+from tune_jobs.engine.core.readable import label, readable
+
+__all__ = ["suggest_instead", "suggest_sampled"]
+
+
+def suggest_instead(name: str, value: Any) -> str:
+    """The function that searches a domain within a list, or within a choice.
+
+    Args:
+        name: The parameter's flat name.
+        value: What the space has there.
+    """
+    variable = _variable(name)
+    choices = grid_values(value)
+    if choices is None:
+        choices = getattr(value, "categories", getattr(value, "choices", None))
+    if choices is None:
+        return _function(f"{variable} = {_code(value, variable)}", name, variable)
+    places = list(range(len(list(choices))))
+    texts = [_code(choice, f"{variable}_{place}") for place, choice in enumerate(choices)]
+    cases = [f"{text} if which == {place}" for place, text in zip(places, texts[:-1], strict=False)]
+    which = f'which = trial.suggest_categorical("{variable}", {places})'
+    return _function(which, name, " else ".join([*cases, texts[-1]]))
+
+
+def suggest_sampled(name: str, domain: Any, others: dict[str, Any]) -> str:
+    """The function that does what `tune.sample_from` does.
+
+    Args:
+        name: The parameter's flat name.
+        domain: What `tune.sample_from` returned.
+        others: The other domains of the space, by flat name.
+    """
+    fits = (n for n, o in others.items() if is_domain(o) and not isinstance(o, sample.Function))
+    other = next(fits, None)
+    known = "x" if other is None else _variable(other)
+    first = f"{known} = {_code(others.get(other or '', sample.uniform(0, 1)), known)}"
+    called = label(domain.func).rpartition(".")[2]
+    given = f'{{"{known}": {known}}}' if domain.pass_config else ""
+    function = called if called.isidentifier() else "draw"
+    return _function(first, name, f"{function}({given})")
+
+
+def _function(line: str, name: str, value: str) -> str:
+    for part in reversed(name.split("/")):
+        value = f'{{"{part}": {value}}}'
+    return f"    def space(trial):\n        {line}\n        return {value}"
+
+
+def _variable(name: str) -> str:
+    variable = re.sub(r"\W", "_", name.rpartition("/")[2])
+    return variable if variable.isidentifier() else f"x_{variable}"
+
+
+def _code(value: Any, name: str) -> str:
+    """A value as code in which domains are suggested."""
+    if is_domain(value):
+        return _suggest(value, name)
+    if not has_domain(value):
+        return _literal(value)
+    if isinstance(value, dict):
+        items = (f"{k!r}: {_code(v, f'{name}_{_variable(str(k))}')}" for k, v in value.items())
+        return f"{{{', '.join(items)}}}".replace("'", '"')
+    items = (_code(item, f"{name}_{place}") for place, item in enumerate(value))
+    text = ", ".join(items)
+    return f"({text},)" if isinstance(value, tuple) else f"[{text}]"
+
+
+def _literal(value: Any) -> str:
+    plain = readable(value)
+    is_name = isinstance(plain, str) and not isinstance(value, str)
+    text = plain if is_name else repr(tuple(plain) if isinstance(value, tuple) else plain)
+    return text.replace("'", '"') if '"' not in text else text
+
+
+def _suggest(domain: Any, name: str) -> str:
+    values = grid_values(domain)
+    if values is None:
+        values = getattr(domain, "categories", None)
+    if isinstance(domain, CategoricalDistribution):
+        values = domain.choices
+    if values is not None:
+        choices = "..." if has_domain(list(values)) else _literal(list(values))
+        return f'trial.suggest_categorical("{name}", {choices})'
+    if isinstance(domain, (sample.Float, sample.Integer)):
+        return _suggest_number(domain, name)
+    if isinstance(domain, sample.Function):
+        return "..."
+    return _call(name, isinstance(domain, IntDistribution), [domain.low, domain.high], domain.step)
+
+
+def _suggest_number(domain: Any, name: str) -> str:
+    rule, step = rule_of(domain)
+    is_integer = isinstance(domain, sample.Integer)
+    low, high = domain.lower, domain.upper
+    if isinstance(rule, sample.Normal):
+        low, high = rule.mean - 3 * rule.sd, rule.mean + 3 * rule.sd
+    elif is_integer:
+        high -= step in (None, 1)
+    is_log = isinstance(rule, sample.LogUniform)
+    return _call(name, is_integer, [low, high], None if is_log else step, is_log)
+
+
+def _call(
+    name: str, is_integer: bool, bounds: list[Any], step: Any = None, is_log: bool = False
+) -> str:
+    kind = "int" if is_integer else "float"
+    texts = [f'"{name}"', *(str(readable(bound)) for bound in bounds)]
+    if step not in (None, 1) or (step == 1 and not is_integer):
+        texts.append(f"step={readable(step)}")
+    return f"trial.suggest_{kind}({', '.join(texts)}{', log=True' if is_log else ''})"
