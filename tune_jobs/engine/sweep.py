@@ -76,6 +76,8 @@ def run_sweep(
     scheduler: TrialScheduler | None = None,
     callbacks: Sequence[tune.Callback] = (),
     progress: Progress | None = LINES,
+    enqueue: Sequence[Mapping[str, Any]] = (),
+    warm_start: str | Path | optuna.Study | None = None,
 ) -> SweepResult:
     """Search a space and return what was found; for scripts and notebooks.
 
@@ -103,6 +105,11 @@ def run_sweep(
             the settings have epochs.
         callbacks: Tune callbacks.
         progress: Listens to the sweep; the default prints a line for each trial, None is silent.
+        enqueue: Configs, or parts of configs, to try first, after those of the settings' file; each
+            once in the life of the sweep.
+        warm_start: A study whose trials the search learns from, instead of the settings': another
+            sweep (its folder, URL or name), an Optuna journal, a SQLite file, the URL of an Optuna
+            storage, or a Study. `...#name` chooses one of several studies in a storage.
 
     Returns:
         What was found.
@@ -125,7 +132,7 @@ def run_sweep(
     else:
         check_scheduler(scheduler, goal)
     stock = None if scheduler is None else type(scheduler).__name__
-    request = Request(settings, goal, convert_space(space), stock)
+    request = Request(settings, goal, convert_space(space), stock, enqueue, warm_start)
     script = script_of(job.source)
     name = settings.name or _name_after(script)
     listener = Guarded(progress or Silent())

@@ -169,10 +169,12 @@ class View:
         self._add(trial, trial_id, self._rungs, outcome is not None and outcome.is_crash)
 
     def add_other(self, trial: FrozenTrial) -> None:
-        """Show a trial of another sweep. One that has no curve has crashed."""
+        """Show a trial of another study, whose outcome says whether it has crashed."""
+        outcome = outcome_of(trial)
+        has_crashed = outcome is not None and outcome.is_crash
         trial_id = f"other {len(self._seen)}"
         self._rungs_of_others.restore(trial_id, trial.intermediate_values)
-        self._add(trial, trial_id, self._rungs_of_others, not trial.intermediate_values)
+        self._add(trial, trial_id, self._rungs_of_others, has_crashed)
 
     def start(self, trial_id: str) -> FrozenTrial:
         """Take in that the trial which the sampler was asked for last has started.
@@ -320,7 +322,8 @@ class View:
             return TrialState.COMPLETE, value, {}
         if seen.state == TrialState.RUNNING and not is_paused:
             return TrialState.RUNNING, None, {}
-        if seen.curve and (not self._rungs.epochs or seen.state == TrialState.COMPLETE):
+        is_whole = seen.state == TrialState.COMPLETE
+        if is_whole or (seen.curve and not self._rungs.epochs):
             return seen.state, seen.value, seen.curve
         return TrialState.FAIL, None, {}
 

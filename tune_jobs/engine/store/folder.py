@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ __all__ = [
     "new_folder",
     "old_folder",
     "storage_uri",
+    "without_password",
     "working_files",
     "write_whole",
 ]
@@ -93,6 +95,11 @@ def write_whole(file: Path, content: bytes) -> None:
 
 def is_url(path: str) -> bool:
     return "://" in path
+
+
+def without_password(url: str) -> str:
+    """The URL with three stars in place of a password; any other text unchanged."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
 
 
 def storage_uri(storage_path: str) -> str:

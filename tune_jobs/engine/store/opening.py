@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,10 +25,17 @@ from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.store.checkpoints import Shelf, check_checkpoint
 from tune_jobs.engine.store.folder import SweepFolder, new_folder, old_folder, working_files
+from tune_jobs.engine.store.foreign import Source, name_of
 from tune_jobs.engine.store.lock import SweepLock
 from tune_jobs.engine.store.manifest import FORMAT, Manifest
 from tune_jobs.engine.store.record import Record, results_of
-from tune_jobs.engine.store.warm_start import enqueue, read_configs, read_others, retry_failed
+from tune_jobs.engine.store.warm_start import (
+    check_configs,
+    enqueue,
+    read_configs,
+    read_others,
+    retry_failed,
+)
 
 __all__ = ["OpenSweep", "Request", "open_sweep"]
 
@@ -43,12 +50,31 @@ class Request(NamedTuple):
         goal: What is optimized.
         space: What is searched.
         scheduler: The class of the scheduler that takes ASHA's place; None: none does.
+        enqueue: Configs to try first, after those of the settings' file.
+        warm_start: A study to learn from; None: the settings have it, or there is none.
     """
 
     settings: Settings
     goal: Goal
     space: SearchSpace
     scheduler: str | None = None
+    enqueue: Sequence[Mapping[str, Any]] = ()
+    warm_start: Source | None = None
+
+    @property
+    def other_study(self) -> Source | None:
+        """The study to learn from.
+
+        Raises:
+            SettingsError: It is given twice.
+        """
+        known, given = self.settings.warm_start, self.warm_start
+        if known and given is not None:
+            raise SettingsError(
+                f"warm_start is given twice: {name_of(known)} in the settings, and "
+                f"{name_of(given)} to run_sweep; give one."
+            )
+        return known or given
 
 
 @dataclass
@@ -178,10 +204,16 @@ def _cleared_unless_begun(sweep: OpenSweep) -> Iterator[None]:
 def _new_manifest(request: Request, notify: Callable[[str], None]) -> Manifest:
     settings, goal, space = request.settings, request.goal, request.space
     others = []
-    if settings.warm_start:
-        others = read_others(settings.warm_start, goal, space, settings.storage_path, notify)
-    manifest = Manifest.of(settings, goal, space, request.scheduler)
-    return dataclasses.replace(manifest, configs=_configs_of(request), others=others)
+    if (source := request.other_study) is not None:
+        others = read_others(source, goal, space, settings.storage_path, notify)
+    return dataclasses.replace(_manifest_of(request), configs=_configs_of(request), others=others)
+
+
+def _manifest_of(request: Request) -> Manifest:
+    """What is asked for, without the configs and trials that it begins with."""
+    manifest = Manifest.of(request.settings, request.goal, request.space, request.scheduler)
+    given = request.other_study if request.warm_start is not None else None
+    return dataclasses.replace(manifest, warm_start=None if given is None else name_of(given))
 
 
 def _reopen(
@@ -190,9 +222,9 @@ def _reopen(
     settings = request.settings
     before = _read_manifest(folder)
     now = dataclasses.replace(
-        Manifest.of(settings, request.goal, request.space, request.scheduler),
+        _manifest_of(request),
         facts=before.facts,
-        configs=before.configs + _configs_of(request),
+        configs=before.configs + [c for c in _configs_of(request) if c not in before.configs],
         others=before.others,
         format=before.format,
     )
@@ -207,8 +239,9 @@ def _reopen(
 
 
 def _configs_of(request: Request) -> list[dict[str, Any]]:
-    file = request.settings.enqueue
-    return read_configs(file, request.space) if file else []
+    file, space = request.settings.enqueue, request.space
+    of_file = read_configs(file, space) if file else []
+    return of_file + check_configs(request.enqueue, space)
 
 
 def _read_manifest(folder: SweepFolder) -> Manifest:
