@@ -8,8 +8,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.experiment import Trial
 
-from tune_jobs.engine.core.goal import epoch_of
 from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.result import epoch_of
 from tune_jobs.engine.core.rungs import Halving, Rungs
 from tune_jobs.engine.core.settings import LightningSettings, Settings
 from tune_jobs.engine.store.record import PROMOTED

@@ -248,7 +248,7 @@ def test_sweep_interrupted_before_trial(storage: str, tmp_path: Path) -> None:
 def test_time_is_up_before_trial(storage: str, tmp_path: Path) -> None:
     with pytest.raises(SweepFailedError, match="none was started") as failed:
         run(storage, settings={"time_budget_s": 1e-6})
-    assert failed.value.ended is None  # nothing to resume
+    assert not failed.value.ended.is_resumable
     assert not list((tmp_path / "r").iterdir())
 
 

@@ -4,8 +4,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_jobs.engine.core.errors import SettingsError
-from tune_jobs.engine.core.goal import Goal, epoch_of
+from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Cause, Kind, Outcome
+from tune_jobs.engine.core.result import epoch_of
 
 RAISED = Outcome("KeyError", Cause.TRIAL, "KeyError: 'lr'", "Traceback ...")
 

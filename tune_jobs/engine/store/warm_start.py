@@ -16,13 +16,14 @@ from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Cause, Outcome, has_failed
+from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Cause, Kind, Outcome, has_failed
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import DefineByRun, SearchSpace, contains
 from tune_jobs.engine.store.foreign import Source, name_of, read_trials
 from tune_jobs.engine.store.record import Record, decision_of
 
 __all__ = [
+    "agrees",
     "check_configs",
     "enqueue",
     "others_of",
@@ -177,12 +178,17 @@ def _curve_of(trial: FrozenTrial) -> dict[int, float]:
 def _has_crashed(trial: FrozenTrial) -> bool:
     """Whether samplers are shown a trial as the worst; of other studies the state has to tell."""
     outcome = decision_of(trial)
-    if outcome is not None:
+    if outcome is not None and outcome.kind != Kind.PRUNED:
         return outcome.is_crash
     if trial.state == TrialState.COMPLETE:
         return _value_of(trial) is None
     is_empty = trial.state == TrialState.PRUNED and not _curve_of(trial)
     return is_empty or trial.state == TrialState.FAIL
+
+
+def agrees(trial: FrozenTrial, space: SearchSpace) -> bool:
+    """Whether a trial has the parameters of a space, with values that can be drawn from it."""
+    return _held(trial, space) == trial.params
 
 
 def _held(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any] | None:
