@@ -71,9 +71,8 @@ def make_queue(driven: Driven, uri: str) -> TrialQueue:
     folder = SweepFolder(uri, fs.LocalFileSystem(), str(local), local)
     scheduler = EpochScheduler(Goal("score", "max"), driven.record, Settings())
     sweep: Any = SimpleNamespace(space=driven.space, folder=folder)
-    return TrialQueue(
-        driven.search, scheduler, driven.record, sweep, slots=lambda: 1, must_end=lambda: False
-    )
+    stopper: Any = SimpleNamespace(outcome=None, holds_back=False)
+    return TrialQueue(driven.search, scheduler, driven.record, sweep, lambda: 1, stopper)
 
 
 def test_snapshot_of_define_by_run(tmp_path: Path) -> None:
@@ -203,8 +202,7 @@ def test_enqueued_config_after_grid_exhausted(tmp_path: Path) -> None:
         return Driven(tmp_path, space={"x": tune.choice([1, 2])}, sampler=sampler)
 
     driven = make_driven()
-    driven.run("a", 0.5)
-    driven.record.enqueue({"x": 1})
+    driven.record.enqueue(driven.run("a", 0.5).params)
     driven.run("given", 0.5)  # Optuna's grid fails on a config that it has not given
     driven.run("b", 0.5)
     driven.record.enqueue({"x": 2})

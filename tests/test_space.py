@@ -150,7 +150,7 @@ def test_space_choice_labels() -> None:
         "plain": (None, "relu", 3, 0.5, True),
         "numbers": (32, 64),
         "lists": ("[3, 3]", "[3, 3] (2)"),
-        "mixed": ("1", "True", "1 (2)"),
+        "mixed": ("1 (2)", "True", "1"),
         "classes": ("Net", "test_space_choice_labels.<locals>.<lambda>"),
     }
 

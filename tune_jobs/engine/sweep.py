@@ -45,7 +45,7 @@ from tune_jobs.engine.core.loaded import Loaded
 from tune_jobs.engine.core.outcome import Kind, Outcome
 from tune_jobs.engine.core.progress import Guarded, Progress, Silent
 from tune_jobs.engine.core.settings import Settings
-from tune_jobs.engine.core.space import Space, convert_space
+from tune_jobs.engine.core.space import Space, check_grid, convert_space
 from tune_jobs.engine.execution.driver import Driver, Parts
 from tune_jobs.engine.execution.progress import LineProgress
 from tune_jobs.engine.report.collect import collect_results
@@ -133,6 +133,7 @@ def run_sweep(
         check_scheduler(scheduler, goal)
     stock = None if scheduler is None else type(scheduler).__name__
     request = Request(settings, goal, convert_space(space), stock, enqueue, warm_start)
+    check_grid(request.space, settings)
     script = script_of(job.source)
     name = settings.name or _name_after(script)
     listener = Guarded(progress or Silent())
@@ -170,6 +171,8 @@ def _run(
     record = sweep.begin(loaded.facts)
     driver = Driver(sweep, record, parts)
     progress.on_start(f"{_headline(sweep.name, driver)}, {resources}")
+    for note in sweep.space.notes:
+        progress.on_notice(note)
     monitor.tell_wait(driver.num_trials - driver.num_finished)
 
     workload = Workload(job, loaded, resources)

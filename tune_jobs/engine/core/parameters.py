@@ -253,7 +253,11 @@ def _held(choices: Sequence[Any]) -> list[Any]:
     plain = [readable(value) if hasattr(value, "dtype") else value for value in choices]
     if all(map(_is_plain, plain)) and len(set(plain)) == len(plain):
         return plain
-    return list(unique(map(label, choices)))
+    # Texts that are their own label have it: what the study holds is never another choice's text.
+    labels = [label(value) for value in choices]
+    order = sorted(range(len(choices)), key=lambda place: not same(choices[place], labels[place]))
+    named = dict(zip(order, unique(labels[place] for place in order), strict=True))
+    return [named[place] for place in range(len(choices))]
 
 
 def _is_plain(value: Any) -> bool:

@@ -25,8 +25,9 @@ from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.parameters import Number, Parameter, copied
 from tune_jobs.engine.core.readable import readable, same
 from tune_jobs.engine.core.rewriting import suggest_instead, suggest_sampled
+from tune_jobs.engine.core.settings import Settings
 
-__all__ = ["DefineByRun", "SearchSpace", "Space", "contains", "convert_space"]
+__all__ = ["DefineByRun", "SearchSpace", "Space", "check_grid", "contains", "convert_space"]
 
 DefineByRun: TypeAlias = Callable[[optuna.Trial], dict[str, Any] | None]
 Space: TypeAlias = dict[str, Any] | DefineByRun
@@ -160,6 +161,22 @@ def convert_space(space: Space) -> SearchSpace:
         "space must be a dict of Tune domains or a function of an Optuna trial, got "
         f'{_shown(space)}; give for example {{"lr": tune.loguniform(1e-4, 1e-1)}}.'
     )
+
+
+def check_grid(space: SearchSpace, settings: Settings) -> None:
+    """Check that every point of a grid can be tried.
+
+    Raises:
+        SettingsError: There are more points than trials.
+    """
+    sizes = [space.parameters[name].size or 0 for name in space.grid]
+    num_points = math.prod(sizes)
+    if space.grid and settings.num_trials < num_points:
+        raise SettingsError(
+            f"num_trials must be at least {num_points}, the number of points of grid_search "
+            f"({' x '.join(map(str, sizes))}), got {settings.num_trials}; raise --num-trials, or "
+            "write tune.choice for values that need not all be tried."
+        )
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:

@@ -180,6 +180,9 @@ class TrialQueue(Transient, SearchGenerator):
             self.is_exhausted = True
             return None
         self._num_started += 1
+        recorded = self._record.trial(trial_id)
+        if recorded.state.is_finished():  # in its search space
+            return self._restore(recorded)
         self._unfinished.add(trial_id)
         return self._make(trial_id, config)
 

@@ -7,14 +7,14 @@ from optuna.trial import FrozenTrial
 from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
-from ray.tune.utils import flatten_dict
 
+from tune_jobs.engine.core.define_by_run import Suggested
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
 from tune_jobs.engine.core.result import CANNOT_RESUME, ENDS_ITSELF, EPOCH, RETURNED
 from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.core.transient import Transient
-from tune_jobs.engine.search.samplers import reseed
+from tune_jobs.engine.search.asking import make_asker
 from tune_jobs.engine.search.view import STUDY_NAME, Ending, View
 from tune_jobs.engine.store.record import Record, id_of, results_of, returned_by
 
@@ -74,7 +74,9 @@ class StudySearch(Transient, OptunaSearch):
         self._goal = goal
         self._record = record
         self._view = view
-        self._sweep_seed = seed
+        self._asker = make_asker(space, view, seed)
+        for trial in record.started():
+            self._asker.add(trial)
         self._listener = listener or SearchListener()
         # In the view's own storage: Ray's default study is called "optuna" whatever the sweep, and
         # two sweeps in one storage would mix silently.
@@ -89,21 +91,25 @@ class StudySearch(Transient, OptunaSearch):
         view.remember_the_end()
 
     def suggest(self, trial_id: str) -> Any:
-        study, waiting = self._view.study, self._record.next_waiting()
-        if waiting is None and self._view.study.is_exhausted:
-            return Searcher.FINISHED
-        if waiting is not None:
-            study.enqueue_trial(waiting.system_attrs["fixed_params"])
+        """The config of a new trial, or FINISHED.
+
+        A trial may end in its search space, by an error there; then the record says so.
+        """
+        waiting = self._record.next_waiting()
         number = self._record.next_number if waiting is None else waiting.number
-        reseed(study.sampler, self._sweep_seed, number)
-        self._view.refresh()
-        suggested = flatten_dict(super().suggest(trial_id))
+        if waiting is not None:
+            suggested: Suggested | None = self._asker.ask_waiting(number, waiting)
+        else:
+            suggested = None if self._view.study.is_exhausted else self._asker.ask(number)
+        if suggested is None:
+            return Searcher.FINISHED
         asked = self._view.start(trial_id)
-        if self._searched.define is None:
-            suggested = self._searched.decode(asked.params)
         self._record.keep(self._view.attrs())
-        self._record.start(trial_id, asked, suggested)
-        return self._searched.config(suggested)
+        self._record.start(trial_id, asked, suggested.config, suggested.outcome)
+        self._asker.add(self._record.trial(trial_id))
+        if suggested.outcome is not None:
+            self.end(trial_id, suggested.outcome)
+        return self._searched.config(suggested.config)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Show the sampler what a trial reported; the scheduler has recorded it already."""

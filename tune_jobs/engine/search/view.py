@@ -3,11 +3,12 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.samplers import BaseSampler, GridSampler
+from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -198,7 +199,15 @@ class View:
         Returns:
             The trial with what the sampler gave it.
         """
+        self._ensure_asked()
         return self._actual(self._begin(trial_id, self._rungs))
+
+    def discard(self) -> None:
+        """Hide the trial that the sampler was asked for last, which is not going to start."""
+        self._ensure_asked()
+        number = self._begin(f"discarded {len(self._seen)}", self._rungs_of_others)
+        self._seen[number].state = TrialState.FAIL
+        self._finish(number, has_crashed=False)
 
     def touch(self, trial_id: str) -> None:
         """Take in that a running trial has reported."""
@@ -247,10 +256,17 @@ class View:
 
     def remember_the_end(self) -> None:
         """Let a sampler that had tried everything find that out again."""
+        if not isinstance(self.study.sampler, (BruteForceSampler, GridSampler)):
+            return
         ended = [number for number, seen in enumerate(self._seen) if seen.state.is_finished()]
         if ended:
             last = self._seen[ended[-1]]
             self._tell_sampler(ended[-1], last.state, last.value)
+
+    def _ensure_asked(self) -> None:
+        """Make the trial, if the sampler failed before Optuna had made it."""
+        if self.storage.get_n_trials(self._study_id) == len(self._seen):
+            self.storage.create_new_trial(self._study_id)
 
     def _find_paused(self) -> set[int]:
         return {n for n in self._unfinished if self._is_paused(self._seen[n].trial_id)}
@@ -352,9 +368,10 @@ class View:
         values = None if value is None else [value]
         told, sampler = copy.copy(self._actual(number)), self.study.sampler
         told.values = values
-        if isinstance(sampler, GridSampler) and "grid_id" not in told.system_attrs:
-            return  # it fails on a config that it has not given itself
-        sampler.after_trial(self.study, told, state, values)
+        # Optuna's grid fails on a config that it has not given itself.
+        is_foreign = isinstance(sampler, GridSampler) and "grid_id" not in told.system_attrs
+        with suppress(KeyError) if is_foreign else nullcontext():
+            sampler.after_trial(self.study, told, state, values)
 
 
 def _ranks_last(outcome: Outcome, value: float | None) -> bool:

@@ -1,6 +1,7 @@
 """Configs as they are recorded, and read again."""
 
 import base64
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +11,10 @@ from ray import cloudpickle
 from ray.tune.utils import flatten_dict
 from ray.tune.utils.util import unflatten_dict
 
+from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import SearchSpace
 
-__all__ = ["CONFIG_ATTR", "config_of", "pack_config"]
+__all__ = ["CONFIG_ATTR", "config_of", "pack_config", "to_json"]
 
 # The system attribute in which an Optuna trial holds what the search space gave it: the values of a
 # dict of domains by their flat names, or the config of a define-by-run space as it is.
@@ -25,6 +27,11 @@ PICKLED = "tune_jobs:pickled"
 def pack_config(suggested: Mapping[str, Any]) -> dict[str, Any]:
     """What a space gave a trial, as JSON; values that JSON would change are pickled."""
     return {name: v if _is_json(v) else _pickle(v) for name, v in suggested.items()}
+
+
+def to_json(value: Any) -> Any:
+    """A note of a user's as JSON: readable, and without NaN, which dashboards refuse."""
+    return value if _is_json(value) else json.loads(json.dumps(readable(value)), parse_constant=str)
 
 
 def config_of(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:

@@ -11,19 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from optuna.distributions import distribution_to_json
+from optuna.distributions import BaseDistribution, distribution_to_json
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import MANIFEST_FILE
 from tune_jobs.engine.core.parameters import Parameter
+from tune_jobs.engine.core.readable import label, readable
 from tune_jobs.engine.core.settings import EpochSettings, OnResume, Settings, on_resume
 from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.store.folder import downloaded, is_url, without_password, write_whole
 
-__all__ = ["FORMAT", "Manifest", "recorded_settings"]
+__all__ = ["FORMAT", "Manifest", "recorded_settings", "spell_distribution"]
 
 FORMAT = 2
 DEFINE_BY_RUN = "(define-by-run)"
@@ -39,7 +39,8 @@ class Manifest:
     Attributes:
         metric: What is optimized.
         mode: "max" or "min".
-        space: Name -> how it is searched, or the constant, as text.
+        space: Name -> how it is searched, or the constant, as text. Of a define-by-run space its
+            source, which is for people to read.
         settings: The settings that hold from one driver to the next, as JSON.
         scheduler: The class of the scheduler that takes ASHA's place; None: none does.
         facts: What `load_data` recorded; None: the data was not loaded yet.
@@ -47,6 +48,7 @@ class Manifest:
         others: Trials of another study to learn from.
         warm_start: The study that they are from, if `run_sweep` was given it; None: the settings
             have it, or there is none.
+        constants: Name -> constants that JSON cannot hold, as text.
         format: Of the file. In format 1, facts were not the job's to choose.
     """
 
@@ -59,6 +61,7 @@ class Manifest:
     configs: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
     warm_start: str | None = None
+    constants: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     @classmethod
@@ -70,7 +73,9 @@ class Manifest:
         Raises:
             SettingsError: A setting's type cannot be recorded.
         """
-        return cls(goal.metric, goal.mode, _describe(space), _pack(settings), scheduler)
+        described, constants = _describe(space), _describe_objects(space)
+        packed = _pack(settings)
+        return cls(goal.metric, goal.mode, described, packed, scheduler, constants=constants)
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest":
@@ -139,12 +144,7 @@ class Manifest:
     def _differences(self, now: "Manifest", settings: Settings) -> Iterator[str]:
         if (self.metric, self.mode) != (now.metric, now.mode):
             yield f"it optimizes {self.metric} ({self.mode}), not {now.metric} ({now.mode})"
-        for name in sorted(self.space.keys() | now.space.keys()):
-            before, after = self.space.get(name, "absent"), now.space.get(name, "absent")
-            if before != after and name == DEFINE_BY_RUN:
-                yield "its space is another define-by-run function"
-            elif before != after:
-                yield f"its space has {name} {before}, not {after}"
+        yield from self._differences_of_space(now)
         if self.scheduler != now.scheduler:
             yield f"its scheduler is {self.scheduler or OWN}, not {now.scheduler or OWN}"
         if self._other_study != now._other_study:
@@ -163,6 +163,23 @@ class Manifest:
     def _other_study(self) -> str | None:
         """What it learns from, wherever that was given."""
         return self.warm_start or self.settings.get("warm_start") or None
+
+    def _differences_of_space(self, now: "Manifest") -> Iterator[str]:
+        """Of a define-by-run function, what it asks for is compared, by `check_asked`."""
+        is_function, was_function = DEFINE_BY_RUN in now.space, DEFINE_BY_RUN in self.space
+        if is_function != was_function:
+            kinds = {True: "a define-by-run function", False: "a dict"}
+            yield f"its space is {kinds[was_function]}, not {kinds[is_function]}"
+        if is_function or was_function:
+            return
+        for name in sorted(self.space.keys() | now.space.keys()):
+            before, after = self.space.get(name, "absent"), now.space.get(name, "absent")
+            if before != after:
+                yield f"its space has {name} {before}, not {after}"
+        for name in sorted(self.constants.keys() & now.constants.keys()):
+            before, after = self.constants[name], now.constants[name]
+            if before != after:
+                yield f"its space has {name} constant {before}, not constant {after}"
 
     def settle(self, settings: AnySettings) -> AnySettings:
         """The settings with the recorded facts, where they are left as open as before."""
@@ -259,19 +276,46 @@ def _unrecordable(settings: Settings, name: str) -> SettingsError:
 def _describe(space: SearchSpace) -> dict[str, str]:
     if space.define is not None:
         return {DEFINE_BY_RUN: _source(space.define)}
-    constants = flatten_dict(space.constants)
+    constants = _flat(space.constants)
     searched = {name: _parameter(known) for name, known in space.parameters.items()}
+    searched |= {name: f"grid of {searched[name]}" for name in space.grid}
     return {**searched, **{name: f"constant {_plain(value)}" for name, value in constants.items()}}
+
+
+def _describe_objects(space: SearchSpace) -> dict[str, str]:
+    """The constants of which `_plain` gives the type alone."""
+    constants = _flat(space.constants)
+    return {name: label(value) for name, value in constants.items() if not _is_json(value)}
+
+
+def _flat(constants: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Constants by name, taken apart and without empty dicts: as they were always recorded."""
+    flat: dict[str, Any] = {}
+    for name, value in constants.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _parameter(parameter: Parameter) -> str:
     grid = getattr(parameter, "grid", None)
-    described = _distribution(parameter.distribution)
+    described = spell_distribution(parameter.distribution)
     has_step = getattr(parameter.distribution, "step", None) not in (None, 1)
     return described if grid is None or has_step else f"{described} in steps of {grid.step}"
 
 
-def _distribution(distribution: Any) -> str:
+def spell_distribution(distribution: BaseDistribution) -> str:
+    """A distribution as the manifest has it, and messages."""
     described = json.loads(distribution_to_json(distribution))
     attributes = ", ".join(f"{k}={v}" for k, v in described["attributes"].items())
     return f"{described['name'].removesuffix('Distribution')}({attributes})"
@@ -287,4 +331,7 @@ def _source(function: Any) -> str:
 
 def _plain(value: Any) -> str:
     """As text that is the same in another process: an object's own may hold its address."""
-    return json.dumps(value, default=lambda other: type(other).__qualname__)
+    try:
+        return json.dumps(value, default=lambda other: type(other).__qualname__)
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, a list within itself
+        return json.dumps(readable(value))

@@ -29,6 +29,7 @@ from tune_jobs.engine.store.foreign import Source, name_of
 from tune_jobs.engine.store.lock import SweepLock
 from tune_jobs.engine.store.manifest import FORMAT, Manifest
 from tune_jobs.engine.store.record import Record, reports_of
+from tune_jobs.engine.store.replay import check_asked
 from tune_jobs.engine.store.warm_start import (
     check_configs,
     enqueue,
@@ -233,6 +234,8 @@ def _reopen(
     record = None
     if _has_record(folder):
         record = Record.open(folder.local, lost)
+        if request.space.define is not None:
+            check_asked(request.space.define, record.started(), settings.seed)
         _check_checkpoints(record, folder)
     settled = request._replace(settings=before.settle(settings))
     return OpenSweep(settled, folder, lost, now, record, opened)

@@ -18,13 +18,14 @@ from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import STUDY_FILE
 from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Kind, Outcome, outcome_of
 from tune_jobs.engine.core.result import epoch_of
-from tune_jobs.engine.store.configs import CONFIG_ATTR, pack_config
+from tune_jobs.engine.store.configs import CONFIG_ATTR, pack_config, to_json
 from tune_jobs.engine.store.study import study_storage
 
 __all__ = [
     "Record",
     "decision_of",
     "duration_of",
+    "has_ended_in_space",
     "id_of",
     "is_own",
     "promoted_from",
@@ -40,6 +41,7 @@ RETURNED = "tune_jobs:returned"
 PAUSING = "tune_jobs:pausing"
 STOP = "tune_jobs:stop"
 PROMOTED = "tune_jobs:promoted"
+ENDED_IN_SPACE = "tune_jobs:ended_in_space"
 
 # What Tune adds to every result for itself; `config/...` is recorded once, with the trial.
 TUNES_OWN = {"trial_id", "done", "should_checkpoint", "experiment_tag", "timesteps_total"}
@@ -175,29 +177,40 @@ class Record:
         self._waiting.append(self.trials()[-1])
         self.num_trials += 1
 
-    def start(self, trial_id: str, asked: FrozenTrial, suggested: Mapping[str, Any]) -> int:
+    def start(
+        self,
+        trial_id: str,
+        asked: FrozenTrial,
+        suggested: Mapping[str, Any],
+        ended: Outcome | None = None,
+    ) -> int:
         """Enter a trial that starts, atomically: a trial with half an entry could not be resumed.
 
         Args:
             trial_id: Tune's id.
-            asked: What the sampler gave.
-            suggested: What the search space made of it; flat.
+            asked: What the sampler gave, and what the search space noted with it.
+            suggested: What the search space made of it, as `pack_config` takes it.
+            ended: Why it ended in its search space; None: it is to be trained.
 
         Returns:
             Its number.
         """
         attrs = {**asked.system_attrs, CONFIG_ATTR: pack_config(suggested)}
+        if ended is not None:
+            attrs |= {OUTCOME_ATTR: ended.to_entry(), ENDED_IN_SPACE: True}
+        user_attrs = {name: to_json(note) for name, note in asked.user_attrs.items()}
+        user_attrs["trial_id"] = trial_id
         with self._writing():
             if self._waiting:
                 number = self._waiting[0].number
-                self._start_waiting(trial_id, number, asked, attrs)
+                self._start_waiting(number, asked, user_attrs, attrs)
                 self._waiting.popleft()
             else:
                 template = create_trial(
                     state=TrialState.RUNNING,
                     params=asked.params,
                     distributions=asked.distributions,
-                    user_attrs={"trial_id": trial_id},
+                    user_attrs=user_attrs,
                     system_attrs=attrs,
                 )
                 optuna_id = self._storage.create_new_trial(self._study_id, template)
@@ -334,7 +347,11 @@ class Record:
         self._storage.set_trial_system_attr(self._ids[trial_id], name, attr)
 
     def _start_waiting(
-        self, trial_id: str, number: int, asked: FrozenTrial, attrs: Mapping[str, Any]
+        self,
+        number: int,
+        asked: FrozenTrial,
+        user_attrs: Mapping[str, Any],
+        attrs: Mapping[str, Any],
     ) -> None:
         optuna_id = self._optuna_id(number)
         for name, distribution in asked.distributions.items():
@@ -342,7 +359,8 @@ class Record:
             self._storage.set_trial_param(optuna_id, name, value, distribution)
         for name, attr in attrs.items():
             self._storage.set_trial_system_attr(optuna_id, name, attr)
-        self._storage.set_trial_user_attr(optuna_id, "trial_id", trial_id)
+        for name, attr in user_attrs.items():
+            self._storage.set_trial_user_attr(optuna_id, name, attr)
         # Last: until this line it waits, and all of the above will be written again.
         self._storage.set_trial_state_values(optuna_id, TrialState.RUNNING)
 
@@ -369,6 +387,11 @@ def id_of(trial: FrozenTrial) -> str:
 def is_own(trial: FrozenTrial) -> bool:
     """Whether a trial of the study was started by a driver of the sweep."""
     return "trial_id" in trial.user_attrs and trial.state != TrialState.WAITING
+
+
+def has_ended_in_space(trial: FrozenTrial) -> bool:
+    """Whether a trial ended while its config was drawn: its search space raised."""
+    return ENDED_IN_SPACE in trial.system_attrs
 
 
 def decision_of(trial: FrozenTrial) -> Outcome | None:

@@ -55,7 +55,8 @@ class FunctionSession(TrialSession):
         """
         result = _to_plain(metrics)
         is_done = result.pop("done", False)
-        if self._find(result, f"tune.report gave {self._metric!r}"):
+        self._names.update(flatten_dict(result))
+        if self._find(result, "tune.report gave"):
             result[EPOCH] = self._next_epoch(result.get("epoch"))
             self._say_whether_it_resumes(result, checkpoint)
         super().report(result, checkpoint=checkpoint)
@@ -73,22 +74,30 @@ class FunctionSession(TrialSession):
         if value is None:
             raise self._no_metric("it returned None")
         if not isinstance(value, Mapping):
-            value = {self._metric: value}
-        result = _to_plain(value)
-        if not self._find(result, "the function returned") and not self._epoch:
-            raise self._no_metric(f"it returned {_listed(value)}")
-        super().report({**result, RETURNED: True})
+            value = {self._metric: self._score_of(value)}
+        returned = _to_plain(value)
+        if not self._find(returned, "the function returned") and not self._epoch:
+            raise self._no_metric(f"it returned a dict with {_listed(flatten_dict(returned))}")
+        super().report({**returned, RETURNED: True})
+
+    def _score_of(self, value: Any) -> float:
+        score = _to_float(_plain(value))
+        if score is None:
+            raise ScoreError(
+                f"the function returned {_shown(value)}; {ALLOWED}, or a dict with "
+                f"{self._metric!r}, or None after tune.report."
+            )
+        return score
 
     def _find(self, result: dict[str, Any], said: str) -> bool:
         """Whether a result has the metric; it is made a float."""
         flat = flatten_dict(result)
-        self._names.update(flat)
         if self._metric not in flat:
             return False
         value = flat[self._metric]
         score = _to_float(value)
         if score is None:
-            raise ScoreError(f"{said} {_shown(value)}; {ALLOWED}.")
+            raise ScoreError(f"{said} {self._metric!r} = {_shown(value)}; {ALLOWED}.")
         _replace(result, self._metric, score)
         return True
 
@@ -111,7 +120,7 @@ class FunctionSession(TrialSession):
 
     def _no_metric(self, returned: str) -> ScoreError:
         return ScoreError(
-            f"the function never gave {self._metric!r}: {returned} and reported "
+            f"the function never gave {self._metric!r}: {returned}, and reported "
             f"{_listed(self._names)}; return a number or a dict with {self._metric!r}, or report "
             f"it with tune.report({{{self._metric!r}: ...}})."
         )
