@@ -230,7 +230,7 @@ def raising(trial: optuna.Trial) -> None:
         ({"depth": np.int64(2)}, {"depth": 2}),
         ({"lr": np.float32(0.5)}, {"lr": 0.5}),
         ({"depth": 4}, "has depth = 4, which is not"),
-        ({2: 4}, r"enqueue\[0\] "),
+        ({2: 4}, r"enqueue\[0\] has '2'; the space has depth, lr"),
     ],
 )
 def test_check_configs_define_by_run(config: dict[Any, Any], held: Any) -> None:

@@ -118,8 +118,12 @@ class OpenSweep:
     def is_kept(self) -> bool:
         """Whether the sweep can be resumed if it ends now: one that was new and has not started a
         trial leaves nothing."""
-        is_resumed = self.settings.resume
-        return is_resumed or (self.record is not None and bool(self.record.started()))
+        if self.settings.resume:
+            return True
+        try:
+            return self.record is not None and bool(self.record.started())
+        except OSError:  # what cannot be read is not deleted
+            return True
 
     def begin(self, facts: dict[str, Any]) -> Record:
         """Create the record, or continue the earlier one.

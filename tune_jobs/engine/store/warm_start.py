@@ -2,23 +2,21 @@
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
-from optuna.samplers import RandomSampler
-from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Cause, Kind, Outcome, has_failed
+from tune_jobs.engine.core.parameters import Parameter
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import DefineByRun, SearchSpace, contains
+from tune_jobs.engine.store.drawing import Drawn, draw, draw_often
 from tune_jobs.engine.store.foreign import Source, name_of, read_trials
 from tune_jobs.engine.store.record import Record, decision_of
 
@@ -33,8 +31,6 @@ __all__ = [
 ]
 
 CRASHED = Outcome("failed in another study", Cause.TRIAL)
-
-DRAWS = 50  # of a define-by-run space, to see the branches that it has
 
 
 def read_configs(file: str, space: SearchSpace) -> list[dict[str, Any]]:
@@ -145,14 +141,14 @@ def read_others(
     trials = [trial for trial in read_trials(source, goal, storage_path) if _teaches(trial)]
     if not trials:
         raise SettingsError(f"warm_start: {name} has no trial with a value to learn from.")
-    agreeing = [(trial, held) for trial in trials if (held := _held(trial, space))]
+    agreeing = [(trial, drawn) for trial in trials if (drawn := _drawn(trial, space))]
     if not agreeing:
         raise SettingsError(
             f"warm_start: none of the {len(trials)} trials of {name} agrees with the space; they "
             "must have the same parameters, with values that can be drawn here."
         )
     notify(f"Learning from {len(agreeing)} of the {len(trials)} trials of {name}")
-    return [_pack(trial, held, space) for trial, held in agreeing]
+    return [_pack(trial, drawn) for trial, drawn in agreeing]
 
 
 def others_of(packed: Iterable[dict[str, Any]]) -> list[FrozenTrial]:
@@ -188,40 +184,32 @@ def _has_crashed(trial: FrozenTrial) -> bool:
 
 def agrees(trial: FrozenTrial, space: SearchSpace) -> bool:
     """Whether a trial has the parameters of a space, with values that can be drawn from it."""
-    return _held(trial, space) == trial.params
+    drawn = _drawn(trial, space)
+    return drawn is not None and drawn.held == trial.params
 
 
-def _held(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any] | None:
-    """What this sweep's study would hold for the trial; None: it could not be drawn here."""
-    searched = _searched(space, trial.params)
-    if trial.params.keys() != searched.keys():
+def _drawn(trial: FrozenTrial, space: SearchSpace) -> Drawn | None:
+    """The trial as this sweep's space gives it; None: it could not be drawn here."""
+    if space.define is not None:
+        drawn = draw(space.define, trial.params)
+        is_same = drawn.is_whole and drawn.held.keys() == trial.params.keys()
+        return drawn if is_same else None
+    if trial.params.keys() != space.parameters.keys():
         return None
     try:
-        return {
-            name: value if contains(searched[name], value) else space.parameters[name].encode(value)
-            for name, value in trial.params.items()
-        }
-    except (ValueError, KeyError):  # a define-by-run space has no parameters of its own
+        held = {n: _held(space.parameters[n], value) for n, value in trial.params.items()}
+    except ValueError:
         return None
+    return Drawn({name: space.parameters[name].distribution for name in held}, held)
 
 
-def _searched(space: SearchSpace, params: dict[str, Any]) -> dict[str, BaseDistribution]:
-    """The distributions of a space; of a define-by-run space those that it asks for when it gets
-    these values, or none if it raises."""
-    if space.define is None:
-        return {name: known.distribution for name, known in space.parameters.items()}
-    trial = FixedTrial(params)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about values out of range, which are checked next
-            space.define(trial)  # type: ignore[arg-type]
-    except Exception:
-        return {}
-    return trial.distributions
+def _held(parameter: Parameter, value: Any) -> Any:
+    """What the study holds for a value of another study, which may hold it so already."""
+    return value if contains(parameter.distribution, value) else parameter.encode(value)
 
 
 def _encode(where: str, config: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
-    """What the study holds for a config.
+    """The config as the queue holds it.
 
     Args:
         where: Where the config is, for messages.
@@ -231,50 +219,35 @@ def _encode(where: str, config: Mapping[str, Any], space: SearchSpace) -> dict[s
     try:
         if space.define is None:
             return space.encode(config)
-        flat = {name: readable(value) for name, value in flatten_dict(dict(config)).items()}
+        return _check_drawn(config, space.define)
     except (ValueError, TypeError) as error:
         raise SettingsError(f"{where} {error}.") from error
-    _check_config(where, flat, _seen_distributions(space.define, flat))
-    return flat
 
 
-def _check_config(
-    where: str, config: dict[str, Any], searched: dict[str, BaseDistribution]
-) -> None:
-    for name, value in config.items():
-        if name not in searched:
-            known = ", ".join(searched)
-            raise SettingsError(f"{where} has {name!r}; the space has {known}.")
-        if not contains(searched[name], value):
-            domain = searched[name]
-            raise SettingsError(
-                f"{where} has {name} = {value!r}, which is not in the space: {domain}."
-            )
+def _check_drawn(config: Mapping[str, Any], define: DefineByRun) -> dict[str, Any]:
+    """The parameters of a config, which a define-by-run space must ask for in some branch; what it
+    returns besides is left out."""
+    plain = {str(name): readable(value) for name, value in config.items()}
+    seen = draw_often(define, {**flatten_dict(plain), **plain})
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        is_whole = name in seen.asked or name in seen.constants
+        flat |= {name: value} if is_whole else flatten_dict({name: value})
+    for name, value in flat.items():
+        if name in seen.asked and name not in seen.held:
+            domain = seen.asked[name]
+            raise ValueError(f"has {name} = {value!r}, which is not in the space: {domain}")
+        if name not in seen.asked and readable(seen.constants.get(name, seen)) != value:
+            raise ValueError(f"has {name!r}; the space has {', '.join(seen.asked)}")
+    return {name: value for name, value in flat.items() if name in seen.asked}
 
 
-def _seen_distributions(space: DefineByRun, config: dict[str, Any]) -> dict[str, BaseDistribution]:
-    """The distributions that a define-by-run space asks for in random trials that begin with the
-    config."""
-    seen: dict[str, BaseDistribution] = {}
-    study = optuna.create_study(sampler=RandomSampler(seed=0))
-    for _ in range(DRAWS):
-        study.enqueue_trial(config)
-        trial = study.ask()
-        # Some branches may raise. Of values out of range, which are checked next, Optuna warns.
-        with warnings.catch_warnings(), suppress(Exception):
-            warnings.simplefilter("ignore")
-            space(trial)
-        seen |= trial.distributions
-    return seen
-
-
-def _pack(trial: FrozenTrial, held: dict[str, Any], space: SearchSpace) -> dict[str, Any]:
-    own, value = _searched(space, trial.params), _value_of(trial)
-    has_crashed = _has_crashed(trial)
+def _pack(trial: FrozenTrial, drawn: Drawn) -> dict[str, Any]:
+    value, has_crashed = _value_of(trial), _has_crashed(trial)
     return {
         "state": "PRUNED" if value is None else "COMPLETE",
-        "params": held,
-        "distributions": {name: distribution_to_json(own[name]) for name in held},
+        "params": drawn.held,
+        "distributions": {n: distribution_to_json(drawn.asked[n]) for n in drawn.held},
         "values": None if value is None else [value],
         "curve": {} if has_crashed else _curve_of(trial),
         "crashed": has_crashed,

@@ -28,15 +28,18 @@ def check_functions(**functions: Any) -> None:
         SettingsError: One cannot, or is too large; the message names what it holds.
     """
     for name, function in functions.items():
-        if (size := _size_of(function)) > MAX_MB * 1e6:
+        file = _Nowhere()
+        error = _try_to_pickle(function, file)
+        if file.size > MAX_MB * 1e6:
             raise SettingsError(
-                f"{name} holds {size / 1e6:.0f} MB, and Ray sends at most {MAX_MB} MB with a "
+                f"{name} holds {file.size / 1e6:.0f} MB, and Ray sends at most {MAX_MB} MB with a "
                 "function; load the data in load_data, or inside the function."
             )
-        if reason := _why_unsendable(function):
+        if error is not None:
+            reason = _why_unsendable(function)
             raise SettingsError(
                 f"{name} cannot be sent to the trials, which run in other processes: {reason}. "
-                "Make or open that inside the function, once the trial runs."
+                "Make or open that once the trial runs: inside the function, or in a hook."
             )
 
 
@@ -118,13 +121,6 @@ def _find(value: Any, path: str, around: tuple[int, ...]) -> tuple[str, Exceptio
             if found := _find(part, path + name, (*around, id(value))):
                 return found
     return path, error
-
-
-def _size_of(value: Any) -> int:
-    """Bytes that were pickled, up to an error if there is one."""
-    file = _Nowhere()
-    _try_to_pickle(value, file)
-    return file.size
 
 
 def _try_to_pickle(value: Any, file: _Nowhere) -> Exception | None:
