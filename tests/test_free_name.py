@@ -199,6 +199,18 @@ def test_load_data_unpicklable(data: Any, storage: str, tmp_path: Path) -> None:
     assert not list((tmp_path / "r").iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_ray")
+def test_objective_data_unpicklable(storage: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"what load_data returns cannot .*: \['lock'\]: Type"):
+        run(
+            storage,
+            objective=lambda config, data: config["x"],
+            load_data=lambda settings: {"lock": threading.Lock()},
+        )
+    assert not list((tmp_path / "r").iterdir())
+
+
 def test_objective_unpicklable(storage: str, tmp_path: Path) -> None:
     """Before Ray starts."""
     lock = threading.Lock()
