@@ -147,7 +147,7 @@ def race(args: Args, side: str, seed: int, target: float) -> Lap:
             scheduler=make_stock_asha(settings) if side == "stock" else None,
             progress=None,
         )
-        if result.ended is not None and result.ended.kind == Kind.INTERRUPTED:
+        if result.ended.kind == Kind.INTERRUPTED:
             raise KeyboardInterrupt
         return summarize(side, seed, result, [read_events(file) for file in notes.iterdir()])
 

@@ -76,12 +76,12 @@ def test_record_tells_outcomes_apart(tmp_path: Path) -> None:
     scores = [recorded["score"] for recorded in results_of(trials[1]).values()]
     assert scores[1:] == ["nan"]  # it was stopped in its second epoch
     assert [trial.state.name for trial in trials] == [
-        "COMPLETE", "PRUNED", "PRUNED", "PRUNED", "COMPLETE"
+        "COMPLETE", "PRUNED", "FAIL", "FAIL", "COMPLETE"
     ]  # fmt: skip
     whole = curves(result)[0]
     assert curves(result)[1:4] == [{1: whole[1]}] * 3
-    assert "try --cpus-per-trial 2" in result.logs[3]
-    assert "raised on purpose" in Path(result.logs[2]).read_text()
+    assert "try --cpus-per-trial 2" in result.failures[3]
+    assert "raised on purpose" in (tmp_path / "s" / "trial_0002" / "error.txt").read_text()
     # Each ran once: a config that fails would fail again.
     epochs = (tmp_path / "epochs.txt").read_text().splitlines()
     assert epochs.count("raise 2") == epochs.count("oom 2") == epochs.count("nan 2") == 1
@@ -105,7 +105,7 @@ def test_worker_death_resumes_exactly(tmp_path: Path) -> None:
     assert (tmp_path / "deaths.txt").read_text() == "x\n"
     lines = (tmp_path / "s" / "trial_0001" / "result.json").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
-    assert result.logs == {}
+    assert result.failures == {}
 
 
 @pytest.mark.usefixtures("_ray")
@@ -189,7 +189,6 @@ def test_full_disk_ends_sweep(tmp_path: Path) -> None:
     """The sweep ends with one sentence, and resumes once there is room."""
     with pytest.raises(SweepFailedError, match=r"cannot be stored: .*No space left") as failure:
         tune_tiny(tmp_path, [config("full"), config("good", 0.3)], max_concurrent=1)
-    assert failure.value.ended is not None
     assert failure.value.ended.is_resumable
     assert [t.state.name for t in load_study(tmp_path / "s").trials][:1] == ["RUNNING"]
 

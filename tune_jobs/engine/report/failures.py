@@ -20,7 +20,9 @@ def describe_failure(path: str, trial: FrozenTrial) -> str:
         path: The sweep's folder or URL.
         trial: The recorded trial.
     """
-    return f"{trial.user_attrs['error'].rstrip('.')}, see {log_of(path, trial)}"
+    outcome = outcome_of(trial)
+    message = "" if outcome is None else outcome.message.rstrip(".")
+    return f"{message}, see {log_of(path, trial)}"
 
 
 def log_of(path: str, trial: FrozenTrial) -> str:
