@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
@@ -182,6 +183,102 @@ def test_resume_enqueues_configs_once(tmp_path: Path) -> None:
     record = begin(tmp_path, enqueue=str(file))
     assert record.num_trials == 2
     assert begin(tmp_path, enqueue=str(file), resume=True, retry_failed=True).num_trials == 2
+
+
+def ask_beside(tmp_path: Path, resume: bool = False, **given: Any) -> Request:
+    """What is asked for with arguments of `run_sweep` beside the settings."""
+    settings = settings_of(tmp_path, resume=resume, **given.pop("settings", {}))
+    return Request(settings, GOAL, SPACE, **given)
+
+
+def test_enqueue_beside_file(tmp_path: Path) -> None:
+    """The file's come first; each config once in the life of the sweep."""
+    file = tmp_path / "configs.json"
+    file.write_text(json.dumps([{"x": 0.1}, {"x": 0.2}]))
+    settings = {"enqueue": str(file)}
+    with open_sweep(ask_beside(tmp_path, enqueue=[{"x": 0.3}], settings=settings), "s") as sweep:
+        assert queued(sweep.begin(DIGITS)) == [0.1, 0.2, 0.3]
+    more = [{"x": 0.3}, {"x": 0.1}, {"x": 0.4}]
+    for _ in range(2):
+        with open_sweep(ask_beside(tmp_path, resume=True, enqueue=more), "s") as sweep:
+            assert queued(sweep.begin(DIGITS)) == [0.1, 0.2, 0.3, 0.4]
+            assert [config["x"] for config in sweep.manifest.configs] == [0.1, 0.2, 0.3, 0.4]
+
+
+def queued(record: Record) -> list[float]:
+    return [trial.system_attrs["fixed_params"]["x"] for trial in record.trials()]
+
+
+def test_enqueue_refused_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SettingsError, match=r"enqueue\[1\] has 'y'; the space has x"),
+        open_sweep(ask_beside(tmp_path, enqueue=[{"x": 0.3}, {"y": 0.3}]), "s"),
+    ):
+        pass
+    assert not (tmp_path / "s").exists()
+
+
+def other_study(name: str = "other") -> optuna.Study:
+    study = optuna.create_study(direction="maximize", study_name=name)
+    study.add_trial(
+        create_trial(params={"x": 0.5}, distributions={"x": FloatDistribution(0, 1)}, value=0.5)
+    )
+    return study
+
+
+def test_warm_start_given_twice_refused(tmp_path: Path) -> None:
+    request = ask_beside(tmp_path, warm_start=other_study(), settings={"warm_start": "a"})
+    with (
+        pytest.raises(SettingsError, match="given twice: a in the settings, and study other to"),
+        open_sweep(request, "s"),
+    ):
+        pass
+    assert not (tmp_path / "s").exists()
+
+
+def test_resume_keeps_given_warm_start(tmp_path: Path) -> None:
+    """It is read when the sweep starts; another one, or none, is refused afterwards."""
+    with open_sweep(ask_beside(tmp_path, warm_start=other_study()), "s") as sweep:
+        sweep.begin(DIGITS)
+    assert recorded_settings(tmp_path / "s", DataSettings()).warm_start is None
+    empty = optuna.create_study(direction="maximize", study_name="other")
+    for _ in range(2):
+        with open_sweep(ask_beside(tmp_path, resume=True, warm_start=empty), "s") as sweep:
+            sweep.begin(DIGITS)
+            assert len(sweep.manifest.others) == 1
+    before = contents(tmp_path / "s")
+    for given, named in ((other_study("b"), "study b"), (None, "None"), (Path("b.db"), "b.db")):
+        with (
+            pytest.raises(SettingsError, match=f"its warm_start is study other, not {named}"),
+            open_sweep(ask_beside(tmp_path, resume=True, warm_start=given), "s"),
+        ):
+            pass
+    assert contents(tmp_path / "s") == before
+
+
+def test_resume_warm_start_moved(tmp_path: Path) -> None:
+    """The same study may be given in the settings first and to `run_sweep` later."""
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(tmp_path / "a.log"))
+    )
+    optuna.copy_study(
+        from_study_name="other", from_storage=other_study()._storage, to_storage=storage
+    )
+    path = str(tmp_path / "a.log")
+    with open_sweep(ask_beside(tmp_path, settings={"warm_start": path}), "s") as sweep:
+        sweep.begin(DIGITS)
+    for _ in range(2):
+        with open_sweep(ask_beside(tmp_path, resume=True, warm_start=Path(path)), "s") as sweep:
+            sweep.begin(DIGITS)
+
+
+def test_manifest_hides_password(tmp_path: Path) -> None:
+    """It is not needed again: the other study is read once."""
+    settings = settings_of(tmp_path, warm_start="mysql://me:secret@host/db#a")
+    manifest = Manifest.of(settings, GOAL, SPACE, None)
+    assert manifest.settings["warm_start"] == "mysql://me:***@host/db#a"
+    changed = dataclasses.replace(settings, warm_start="mysql://me:newer@host/db#a")
+    manifest.check(Manifest.of(changed, GOAL, SPACE, None), changed)
 
 
 def test_resume_keeps_warm_start_trials(tmp_path: Path) -> None:

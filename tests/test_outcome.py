@@ -166,8 +166,8 @@ def test_outcome_cause_of_kind(kind: Kind) -> None:
     assert outcome.is_complete == (outcome.cause == Cause.FINISHED)
     assert outcome.is_failure == (outcome.cause == Cause.TRIAL)
     assert outcome.is_crash == (outcome.is_failure or kind == Kind.NAN)
-    final = (Kind.ALL_DONE, Kind.EXHAUSTED, Kind.OTHER_GOOD_ENOUGH, Kind.LOCK_LOST)
-    assert outcome.is_resumable == (kind not in final)
+    final = (Kind.NEVER_BEGAN, Kind.ALL_DONE, Kind.EXHAUSTED, Kind.OTHER_GOOD_ENOUGH)
+    assert outcome.is_resumable == (kind not in (*final, Kind.LOCK_LOST))
     assert (outcome.state == TrialState.COMPLETE) == outcome.is_complete
     assert (outcome.state == TrialState.FAIL) == outcome.is_failure
 

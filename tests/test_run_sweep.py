@@ -30,6 +30,7 @@ from tune_jobs.engine.core.errors import SweepFailedError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Kind, Outcome
 from tune_jobs.engine.core.progress import Progress, Silent
+from tune_jobs.engine.core.space import convert_space
 
 pytestmark = pytest.mark.slow
 
@@ -144,6 +145,54 @@ def test_resume_other_scheduler_refused(tmp_path: Path) -> None:
     sweep(tmp_path, settings={"num_trials": 1})
     with pytest.raises(SettingsError, match="its scheduler is the engine's own, not Async"):
         sweep(tmp_path, scheduler=ASHAScheduler(), settings={"num_trials": 2, "resume": True})
+
+
+@pytest.mark.usefixtures("_ray")
+def test_run_sweep_enqueue_and_warm_start(tmp_path: Path) -> None:
+    """Values as the config has them; a study in SQLite is learned from, and stays as it is."""
+    space = {"x": tune.uniform(0, 1), "model": {"layers": tune.choice([[8], [16, 16]])}}
+    database = f"sqlite:///{tmp_path}/x.db"
+    teach = optuna.create_study(
+        storage=database,
+        study_name="a",
+        direction="maximize",
+        sampler=optuna.samplers.RandomSampler(seed=0),
+    )
+    searched = convert_space(space).searched
+    assert isinstance(searched, dict)
+    for _ in range(20):
+        trial = teach.ask(searched)
+        teach.tell(trial, -abs(trial.params["x"] - 0.3))
+    before = (tmp_path / "x.db").read_bytes()
+    seen: list[str] = []
+
+    class Listener(Silent):
+        def on_notice(self, text: str) -> None:
+            seen.append(text)
+
+    def run(**settings: Any) -> SweepResult:
+        return sweep(
+            tmp_path, space=space, settings=settings, progress=Listener(),
+            objective=lambda config: -abs(config["x"] - 0.3),
+            enqueue=[{"x": 0.25, "model": {"layers": [16, 16]}}, {"model/layers": [8]}],
+            warm_start=f"{database}#a",
+        )  # fmt: skip
+
+    first = run(num_trials=10)
+    assert (tmp_path / "x.db").read_bytes() == before
+    assert seen == [f"Learning from 20 of the 20 trials of {database}#a"]
+    configs = [trial_config(first, number) for number in range(10)]
+    assert configs[0] == {"x": 0.25, "model": {"layers": [16, 16]}}
+    assert configs[1]["model"] == {"layers": [8]}
+    assert sum(abs(config["x"] - 0.3) < 0.15 for config in configs[2:]) >= 5  # random: 2
+    assert len(first.study.trials) == 10
+    (tmp_path / "x.db").unlink()
+    assert run(num_trials=11, resume=True).rows[:10] == first.rows
+
+
+def trial_config(result: SweepResult, number: int) -> dict[str, Any]:
+    config: dict[str, Any] = result.result_grid[number].config
+    return config
 
 
 class Seen(tune.Callback):

@@ -315,20 +315,17 @@ def test_view_recorded_crash_after_resume(
 
 
 def test_view_trials_of_another_sweep() -> None:
+    """The outcome says which has crashed; one with a value needs no curve."""
     shown, other = Shown(), Shown()
-    other.start("a", "b", "c")
-    for name, curve, state in (
-        ("a", {8: 0.2, 16: 0.6}, PRUNED),
-        ("b", {}, PRUNED),  # it crashed
-        ("c", {9: 0.3, 17: 0.9}, COMPLETE),
-    ):
-        shown.view.add_other(recorded(other, name, curve, state) if curve else crash(other, name))
-    assert shown.states() == [(COMPLETE, 0.2), (PRUNED, None), (COMPLETE, 0.3)]
-
-
-def crash(shown: Shown, name: str) -> FrozenTrial:
-    asked = shown.trial(name)
-    return create_trial(state=PRUNED, params=asked.params, distributions=asked.distributions)
+    other.start("a", "b", "c", "d")
+    crash = Outcome("failed in another study", Cause.TRIAL)
+    shown.view.add_other(recorded(other, "a", {8: 0.2, 16: 0.6}, PRUNED))
+    shown.view.add_other(recorded(other, "b", {}, PRUNED, crash))
+    shown.view.add_other(recorded(other, "c", {9: 0.3, 17: 0.9}, COMPLETE))
+    valued = recorded(other, "d", {1: 0.7}, COMPLETE)
+    valued.intermediate_values = {}
+    shown.view.add_other(valued)
+    assert shown.states() == [(COMPLETE, 0.2), (PRUNED, None), (COMPLETE, 0.3), (COMPLETE, 0.7)]
 
 
 def test_view_refresh_without_change(monkeypatch: pytest.MonkeyPatch) -> None:

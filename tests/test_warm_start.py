@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.samplers import TPESampler
@@ -24,6 +25,7 @@ from tune_jobs.engine.search.view import View
 from tune_jobs.engine.store.manifest import Manifest
 from tune_jobs.engine.store.record import Record, id_of
 from tune_jobs.engine.store.warm_start import (
+    check_configs,
     enqueue,
     others_of,
     read_configs,
@@ -156,6 +158,89 @@ def test_stock_search_enqueues_again(tmp_path: Path) -> None:
 def test_read_configs_outside_space_refused(content: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=message):
         read_configs(write(tmp_path, content), SEARCH_SPACE)
+
+
+WORDS: dict[str, Any] = {
+    "model": {"layers": tune.choice([[32], [64, 64]]), "act": tune.choice([dict, list])},
+    "lr": tune.qloguniform(1e-4, 1e-1, 1e-4),
+    "grid": tune.grid_search([(1, 2), (3, 4)]),
+    "fixed": {"sizes": [1, 2]},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"model": {"layers": [64, 64]}}, ["model/layers"]),
+        ({"model/layers": [32], "model/act": list}, ["model/act", "model/layers"]),
+        ({"model": {"act": "dict"}, "fixed": {"sizes": [1, 2]}}, ["model/act"]),
+        ({"grid": (3, 4), "lr": np.float64(0.01)}, ["grid", "lr"]),
+        ({"grid": [3, 4], "lr": np.float32(0.5)}, None),
+        ({"model": {"layers": [16]}}, None),
+    ],
+)
+def test_check_configs_users_values(config: dict[str, Any], names: list[str] | None) -> None:
+    """A config is written as a trial gets it; what the study holds can be recorded."""
+    space = convert_space(WORDS)
+    if names is None:
+        with pytest.raises(SettingsError, match=r"^enqueue\[1\] has .*, which is not in the space"):
+            check_configs([{"lr": 0.01}, config], space)
+        return
+    (held,) = json.loads(json.dumps(check_configs([config], space)))
+    assert sorted(held) == names
+    assert sorted(check_configs((config for _ in [1]), space)[0]) == names
+
+
+def test_check_configs_whole_config() -> None:
+    """What a trial was given can be tried first in the next sweep."""
+    space = convert_space(WORDS)
+    point = {"model/layers": [32], "model/act": dict, "lr": 0.002, "grid": (1, 2)}
+    config = space.config(point)
+    (held,) = check_configs([config], space)
+    assert space.config(space.decode(held)) == config
+
+
+@pytest.mark.parametrize(
+    ("configs", "message"),
+    [
+        ("configs.json", r"^enqueue must be a list of configs, .*, got 'configs.json'; a file wi"),
+        (3, r"^enqueue must be a list of configs, .*, got 3"),
+        ([{"x": 0.5}, 3], r"^enqueue\[1\] must be a config, .*, got 3"),
+        ([{"x": 0.5}, {}], r"^enqueue\[1\] must be a config, .*, got \{\}"),
+        ([{"x": 0.5}, {"x": 0.5}, {"y": 1}], r"^enqueue\[2\] has 'y'; the space has x, n"),
+        ([{"x": 2.0}], r"^enqueue\[0\] has x = 2.0, which is not in the space: Float"),
+        ([{3: 2.0}], r"^enqueue\[0\] has '3'; the space has x, n"),
+        ([{"constant": 8}], r"^enqueue\[0\] has constant = 8, which is not in the space: 7"),
+    ],
+)
+def test_check_configs_refused(configs: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        check_configs(configs, SEARCH_SPACE)
+
+
+def raising(trial: optuna.Trial) -> None:
+    if trial.suggest_int("depth", 1, 3) < 3:
+        raise ArithmeticError("of the user's space")
+    trial.suggest_float("lr", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "held"),
+    [
+        ({"depth": np.int64(2)}, {"depth": 2}),
+        ({"lr": np.float32(0.5)}, {"lr": 0.5}),
+        ({"depth": 4}, "has depth = 4, which is not"),
+        ({2: 4}, r"enqueue\[0\] has '2'; the space has depth, lr"),
+    ],
+)
+def test_check_configs_define_by_run(config: dict[Any, Any], held: Any) -> None:
+    """Also of a space that raises in some of its branches."""
+    space = convert_space(raising)
+    if isinstance(held, str):
+        with pytest.raises(SettingsError, match=held):
+            check_configs([config], space)
+    else:
+        assert json.loads(json.dumps(check_configs(config, space))) == [held]
 
 
 def test_read_configs_unreadable_file_refused(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ from tune_jobs.engine.search.stock import check_scheduler
 from tune_jobs.engine.store.folder import storage_uri
 from tune_jobs.engine.store.opening import OpenSweep, Request, open_sweep
 from tune_jobs.engine.trainable.jobs import Job, Workload, make_job
+from tune_jobs.engine.trainable.sendable import check_functions, check_parts, sending
 
 __all__ = ["run_sweep"]
 
@@ -75,6 +76,8 @@ def run_sweep(
     scheduler: TrialScheduler | None = None,
     callbacks: Sequence[tune.Callback] = (),
     progress: Progress | None = LINES,
+    enqueue: Sequence[Mapping[str, Any]] = (),
+    warm_start: str | Path | optuna.Study | None = None,
 ) -> SweepResult:
     """Search a space and return what was found; for scripts and notebooks.
 
@@ -104,6 +107,11 @@ def run_sweep(
             the settings have epochs.
         callbacks: Tune callbacks.
         progress: Listens to the sweep; the default prints a line for each trial, None is silent.
+        enqueue: Configs, or parts of configs, to try first, after those of the settings' file; each
+            once in the life of the sweep.
+        warm_start: A study whose trials the search learns from, instead of the settings': another
+            sweep (its folder, URL or name), an Optuna journal, a SQLite file, the URL of an Optuna
+            storage, or a Study. `...#name` chooses one of several studies in a storage.
 
     Returns:
         What was found.
@@ -116,10 +124,15 @@ def run_sweep(
     check_kept(storage_uri(settings.storage_path))
     goal = Goal(metric, mode)
     job = make_job(settings, objective, load_data, make_model, make_data, trainer_kwargs)
+    check_functions(
+        objective=objective, make_model=make_model, make_data=make_data,
+        trainer_kwargs=trainer_kwargs,
+    )  # fmt: skip
+    check_parts(callbacks=callbacks, scheduler=scheduler)
     if scheduler is not None:
         check_scheduler(scheduler, goal)
     stock = None if scheduler is None else type(scheduler).__name__
-    request = Request(settings, goal, convert_space(space), stock)
+    request = Request(settings, goal, convert_space(space), stock, enqueue, warm_start)
     check_grid(request.space, settings)
     script = script_of(job.source)
     name = settings.name or _name_after(script)
@@ -129,7 +142,7 @@ def run_sweep(
     with (
         _quiet_optuna(),
         open_sweep(request, name, parts.progress.on_notice) as sweep,
-        _interruptions_reported(sweep.folder.uri),
+        _failures_reported(sweep),
         running_ray(settings.address, script and script.parent) as joined,
     ):
         return _run(sweep, job, load_data, parts, read_autoscaler() if joined else Autoscaler())
@@ -153,6 +166,8 @@ def _run(
 
     data = load_data(settings) if load_data is not None else None
     loaded = data if isinstance(data, Loaded) else Loaded(data)
+    with sending(loaded.data):
+        trainable = job.make_trainable(sweep.goal.metric, resources, loaded.data)
     record = sweep.begin(loaded.facts)
     driver = Driver(sweep, record, parts)
     progress.on_start(f"{_headline(sweep.name, driver)}, {resources}")
@@ -164,7 +179,6 @@ def _run(
     if job.is_lightning:
         # While the trials do the same: the winner is tested in this process.
         threading.Thread(target=importlib.import_module, args=["pytorch_lightning"]).start()
-    trainable = job.make_trainable(sweep.goal.metric, resources, loaded.data)
     grid = driver.run(trainable, resources, monitor)
     return collect_results(sweep, record, workload, grid, driver.ended)
 
@@ -185,12 +199,23 @@ def _name_after(script: Path | None) -> str:
 
 
 @contextmanager
-def _interruptions_reported(path: str) -> Iterator[None]:
-    """Turn a Ctrl-C before or after the trials into an error that names the sweep to resume."""
+def _failures_reported(sweep: OpenSweep) -> Iterator[None]:
+    """Turn a Ctrl-C before or after the trials into an error that names the sweep to resume; where
+    there is nothing to resume, no error says that there is."""
     try:
         yield
     except KeyboardInterrupt:
+        if not sweep.is_kept:
+            raise
+        path = sweep.folder.uri
         raise SweepFailedError("interrupted.", path, Outcome.of(Kind.INTERRUPTED)) from None
+    except SweepFailedError as error:
+        if sweep.is_kept:
+            raise
+        if error.ended.kind == Kind.INTERRUPTED:
+            raise KeyboardInterrupt from None
+        never_began = Outcome.of(Kind.NEVER_BEGAN, error.ended.message)
+        raise SweepFailedError(str(error), error.path, never_began) from error.__cause__
 
 
 @contextmanager

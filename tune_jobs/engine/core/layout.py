@@ -28,6 +28,7 @@ __all__ = [
     "STUDY_FILE",
     "TRIALS_FILE",
     "draft_name",
+    "is_drivers",
     "is_trial_folder",
     "trial_folder",
 ]
@@ -57,6 +58,22 @@ def draft_name(name: str) -> str:
 
 # What a driver leaves behind that dies before the first line of its record.
 LEFTOVERS = {LOCK_FILE, PROBE_FILE, draft_name(MANIFEST_FILE)}
+
+# What Ray Tune writes beside the trials' folders.
+_TUNES_OWN = re.compile(
+    r"tuner\.pkl|\.validate_storage_marker|(experiment_state|search_gen_state)-.*\.json"
+    r"|(searcher-state|callback-states)-.*\.pkl"
+)
+
+
+def is_drivers(name: str) -> bool:
+    """Whether a file of this name in a sweep's folder was written by the sweep's driver.
+
+    The lock is not: it has its own owner, which deletes it.
+    """
+    own = {STUDY_FILE, MANIFEST_FILE, TRIALS_FILE, BEST_FILE, BEST_CHECKPOINT_FILE}
+    is_own = name in own or name in map(draft_name, own)
+    return is_own or name.startswith(f"{STUDY_FILE}.lock") or bool(_TUNES_OWN.fullmatch(name))
 
 
 def trial_folder(number: int) -> str:

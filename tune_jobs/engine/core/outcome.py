@@ -25,6 +25,7 @@ class Kind(StrEnum):
     PRUNED = "pruned"
     OUT_OF_MEMORY = "oom"
     SILENT = "reported nothing"
+    NEVER_BEGAN = "never began"
     ALL_DONE = "all trials done"
     EXHAUSTED = "space exhausted"
     OTHER_GOOD_ENOUGH = "another reached stop_at"
@@ -56,6 +57,7 @@ _CAUSES = {
     Kind.PRUNED: Cause.JUDGED,
     Kind.OUT_OF_MEMORY: Cause.TRIAL,
     Kind.SILENT: Cause.TRIAL,
+    Kind.NEVER_BEGAN: Cause.SWEEP,
     Kind.ALL_DONE: Cause.SWEEP,
     Kind.EXHAUSTED: Cause.SWEEP,
     Kind.OTHER_GOOD_ENOUGH: Cause.SWEEP,
@@ -66,7 +68,7 @@ _CAUSES = {
     Kind.LOCK_LOST: Cause.SWEEP,
 }
 _FAILURES = (Cause.TRIAL, Cause.CLUSTER, Cause.STORAGE)
-_FINAL = (Kind.ALL_DONE, Kind.EXHAUSTED, Kind.OTHER_GOOD_ENOUGH, Kind.LOCK_LOST)
+_FINAL = (Kind.NEVER_BEGAN, Kind.ALL_DONE, Kind.EXHAUSTED, Kind.OTHER_GOOD_ENOUGH, Kind.LOCK_LOST)
 
 
 @dataclass(frozen=True)

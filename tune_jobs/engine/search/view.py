@@ -186,10 +186,12 @@ class View:
         self._add(trial, trial_id, self._rungs, is_last)
 
     def add_other(self, trial: FrozenTrial) -> None:
-        """Show a trial of another sweep. One that has no curve has crashed."""
+        """Show a trial of another study, whose outcome says whether it has crashed."""
+        outcome = outcome_of(trial)
+        has_crashed = outcome is not None and outcome.is_crash
         trial_id = f"other {len(self._seen)}"
         self._rungs_of_others.restore(trial_id, trial.intermediate_values)
-        self._add(trial, trial_id, self._rungs_of_others, not trial.intermediate_values)
+        self._add(trial, trial_id, self._rungs_of_others, has_crashed)
 
     def start(self, trial_id: str) -> FrozenTrial:
         """Take in that the trial which the sampler was asked for last has started.

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,13 @@ from typing import Any, NoReturn
 from pyarrow import fs
 
 from tune_jobs.engine.core.errors import SettingsError
-from tune_jobs.engine.core.layout import LEFTOVERS, PROBE_FILE, draft_name
+from tune_jobs.engine.core.layout import (
+    LEFTOVERS,
+    PROBE_FILE,
+    draft_name,
+    is_drivers,
+    is_trial_folder,
+)
 
 __all__ = [
     "SweepFolder",
@@ -23,6 +30,7 @@ __all__ = [
     "new_folder",
     "old_folder",
     "storage_uri",
+    "without_password",
     "working_files",
     "write_whole",
 ]
@@ -54,11 +62,17 @@ class SweepFolder:
         if self.is_remote:
             fs.copy_files(str(self.local), self.path, destination_filesystem=self.filesystem)
 
-    def unpublish(self, name: str) -> None:
-        """Delete a file again, here and at the URL."""
-        (self.local / name).unlink(missing_ok=True)
+    def clear(self) -> None:
+        """Delete what the driver of a sweep wrote that never began, here and at the URL.
+
+        Other files stay, and so do the folders that hold them.
+
+        Raises:
+            OSError: A file cannot be deleted.
+        """
+        _clear(fs.LocalFileSystem(), str(self.local))
         if self.is_remote:
-            self.filesystem.delete_file(f"{self.path}/{name}")
+            _clear(self.filesystem, self.path)
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -81,6 +95,11 @@ def write_whole(file: Path, content: bytes) -> None:
 
 def is_url(path: str) -> bool:
     return "://" in path
+
+
+def without_password(url: str) -> str:
+    """The URL with three stars in place of a password; any other text unchanged."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
 
 
 def storage_uri(storage_path: str) -> str:
@@ -127,8 +146,8 @@ def working_files(folder: SweepFolder, names: Sequence[str], lost: Event) -> Ite
     """The files that a driver works on, in `folder.local`. The caller must hold the sweep's lock.
 
     Files at a URL are fetched, and copied back at the end. If the sweep is refused or lost, both
-    copies stay unchanged. If a driver that died on this machine had appended to a file and not yet
-    copied it, the local copy counts.
+    copies stay unchanged. If it never began, there is nothing to copy. If a driver that died on
+    this machine had appended to a file and not yet copied it, the local copy counts.
 
     Args:
         folder: The sweep's folder.
@@ -150,7 +169,8 @@ def working_files(folder: SweepFolder, names: Sequence[str], lost: Event) -> Ite
         is_refused = True
         raise
     finally:
-        if is_refused and not names:
+        never_began = not any(folder.local.iterdir())
+        if never_began or (is_refused and not names):
             shutil.rmtree(folder.local)
         elif not is_refused and not lost.is_set():
             _upload(folder)
@@ -194,7 +214,8 @@ def _new_remote_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
     url = f"{storage_uri(storage_path)}/{name}"
     filesystem, path = _filesystem_of(url)
     try:
-        if filesystem.get_file_info(path).type == fs.FileType.File:
+        found = filesystem.get_file_info(path).type
+        if found == fs.FileType.File:
             _refuse_path(storage_path, "a file is in the way")
         there = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         _check_free(name, url, (info.base_name for info in there))
@@ -207,7 +228,8 @@ def _new_remote_folder(storage_path: str, name: str) -> Iterator[SweepFolder]:
     try:
         yield SweepFolder(url, filesystem, path, _live_folder(url))
     finally:
-        if not filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+        is_empty = not filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        if is_empty and found == fs.FileType.NotFound:
             filesystem.delete_dir(path)
 
 
@@ -218,6 +240,16 @@ def _check_free(name: str, folder: Any, there: Iterable[str]) -> None:
             f"sweep {name!r} already exists: {folder}; choose another --name, "
             "or add --resume to continue it."
         )
+
+
+def _clear(filesystem: Any, path: str) -> None:
+    for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+        if info.type == fs.FileType.File and is_drivers(info.base_name):
+            filesystem.delete_file(info.path)
+        elif info.type == fs.FileType.Directory and is_trial_folder(info.base_name):
+            inside = filesystem.get_file_info(fs.FileSelector(info.path, recursive=True))
+            if all(item.type == fs.FileType.Directory for item in inside):
+                filesystem.delete_dir(info.path)
 
 
 def _upload(folder: SweepFolder) -> None:

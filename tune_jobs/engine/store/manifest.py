@@ -21,7 +21,7 @@ from tune_jobs.engine.core.parameters import Parameter
 from tune_jobs.engine.core.readable import label, readable
 from tune_jobs.engine.core.settings import EpochSettings, OnResume, Settings, on_resume
 from tune_jobs.engine.core.space import SearchSpace
-from tune_jobs.engine.store.folder import downloaded, is_url, write_whole
+from tune_jobs.engine.store.folder import downloaded, is_url, without_password, write_whole
 
 __all__ = ["FORMAT", "Manifest", "recorded_settings", "spell_distribution"]
 
@@ -45,7 +45,9 @@ class Manifest:
         scheduler: The class of the scheduler that takes ASHA's place; None: none does.
         facts: What `load_data` recorded; None: the data was not loaded yet.
         configs: Configs to try first.
-        others: Trials of another sweep to learn from.
+        others: Trials of another study to learn from.
+        warm_start: The study that they are from, if `run_sweep` was given it; None: the settings
+            have it, or there is none.
         constants: Name -> constants that JSON cannot hold, as text.
         format: Of the file. In format 1, facts were not the job's to choose.
     """
@@ -58,6 +60,7 @@ class Manifest:
     facts: dict[str, Any] | None = None
     configs: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
+    warm_start: str | None = None
     constants: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -118,7 +121,9 @@ class Manifest:
         data may have settled since."""
         fixed = {f.name for f in dataclasses.fields(settings) if on_resume(f) == OnResume.FIXED}
         kept = {name: value for name, value in self.settings.items() if name in fixed}
-        return dataclasses.replace(now, settings={**now.settings, **kept})
+        return dataclasses.replace(
+            now, settings={**now.settings, **kept}, warm_start=self.warm_start
+        )
 
     def check(self, now: "Manifest", settings: Settings) -> None:
         """Check that a sweep can be resumed as it is asked for now.
@@ -142,13 +147,22 @@ class Manifest:
         yield from self._differences_of_space(now)
         if self.scheduler != now.scheduler:
             yield f"its scheduler is {self.scheduler or OWN}, not {now.scheduler or OWN}"
+        if self._other_study != now._other_study:
+            yield f"its warm_start is {self._other_study}, not {now._other_study}"
         for known in dataclasses.fields(settings):
+            if known.name == "warm_start":
+                continue
             name, asked = known.name, now.settings.get(known.name)
             # A setting that the job did not have yet.
             was = self.settings.get(name, asked)
             settled = self._facts_of_settings().get(name, was)
             if on_resume(known) == OnResume.FIXED and asked not in (was, settled):
                 yield f"its {name} is {settled}, not {asked}"
+
+    @property
+    def _other_study(self) -> str | None:
+        """What it learns from, wherever that was given."""
+        return self.warm_start or self.settings.get("warm_start") or None
 
     def _differences_of_space(self, now: "Manifest") -> Iterator[str]:
         """Of a define-by-run function, what it asks for is compared, by `check_asked`."""
@@ -236,6 +250,8 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _pack(settings: Settings) -> dict[str, Any]:
+    if settings.warm_start:  # it is never read again
+        settings = dataclasses.replace(settings, warm_start=without_password(settings.warm_start))
     packed = {}
     for name, adapter in _adapters(settings):
         value = getattr(settings, name)

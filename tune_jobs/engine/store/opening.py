@@ -3,9 +3,9 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,11 +25,18 @@ from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.store.checkpoints import Shelf, check_checkpoint
 from tune_jobs.engine.store.folder import SweepFolder, new_folder, old_folder, working_files
+from tune_jobs.engine.store.foreign import Source, name_of
 from tune_jobs.engine.store.lock import SweepLock
 from tune_jobs.engine.store.manifest import FORMAT, Manifest
 from tune_jobs.engine.store.record import Record, reports_of
 from tune_jobs.engine.store.replay import check_asked
-from tune_jobs.engine.store.warm_start import enqueue, read_configs, read_others, retry_failed
+from tune_jobs.engine.store.warm_start import (
+    check_configs,
+    enqueue,
+    read_configs,
+    read_others,
+    retry_failed,
+)
 
 __all__ = ["OpenSweep", "Request", "open_sweep"]
 
@@ -44,15 +51,34 @@ class Request(NamedTuple):
         goal: What is optimized.
         space: What is searched.
         scheduler: The class of the scheduler that takes ASHA's place; None: none does.
+        enqueue: Configs to try first, after those of the settings' file.
+        warm_start: A study to learn from; None: the settings have it, or there is none.
     """
 
     settings: Settings
     goal: Goal
     space: SearchSpace
     scheduler: str | None = None
+    enqueue: Sequence[Mapping[str, Any]] = ()
+    warm_start: Source | None = None
+
+    @property
+    def other_study(self) -> Source | None:
+        """The study to learn from.
+
+        Raises:
+            SettingsError: It is given twice.
+        """
+        known, given = self.settings.warm_start, self.warm_start
+        if known and given is not None:
+            raise SettingsError(
+                f"warm_start is given twice: {name_of(known)} in the settings, and "
+                f"{name_of(given)} to run_sweep; give one."
+            )
+        return known or given
 
 
-@dataclass(frozen=True)
+@dataclass
 class OpenSweep:
     """A sweep that this driver has locked, and that passed all checks that cost nothing.
 
@@ -61,7 +87,7 @@ class OpenSweep:
         folder: Where the results go.
         lost: Set once another driver has taken over the sweep.
         manifest: What the sweep is started or resumed with.
-        earlier: The record that an earlier driver left; None: there is none.
+        record: The record; None: it is not begun yet.
         opened: When this driver opened it, in the seconds of `time.monotonic()`.
     """
 
@@ -69,7 +95,7 @@ class OpenSweep:
     folder: SweepFolder
     lost: threading.Event
     manifest: Manifest
-    earlier: Record | None
+    record: Record | None
     opened: float
 
     @property
@@ -88,6 +114,17 @@ class OpenSweep:
     def name(self) -> str:
         return self.folder.path.rpartition("/")[-1]
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the sweep can be resumed if it ends now: one that was new and has not started a
+        trial leaves nothing."""
+        if self.settings.resume:
+            return True
+        try:
+            return self.record is not None and bool(self.record.started())
+        except OSError:  # what cannot be read is not deleted
+            return True
+
     def begin(self, facts: dict[str, Any]) -> Record:
         """Create the record, or continue the earlier one.
 
@@ -97,7 +134,7 @@ class OpenSweep:
         Raises:
             SettingsError: The sweep is resumed, and its data had other facts.
         """
-        record = self.earlier
+        record = self.record
         is_unknown = self.manifest.format == 1 and not facts
         if record is not None and facts != self.manifest.facts and not is_unknown:
             raise SettingsError(
@@ -109,6 +146,7 @@ class OpenSweep:
         dataclasses.replace(self.manifest, facts=facts, format=FORMAT).write(self.folder.local)
         if record is None:
             record = Record.create(self.folder.local, self.name, self.goal, self.lost)
+            self.record = record
         # Each config once in a sweep's life: the driver may have died between two of them.
         enqueue(record, self.manifest.configs)
         if self.settings.retry_failed:
@@ -122,6 +160,9 @@ def open_sweep(
     request: Request, name: str, notify: Callable[[str], None] = lambda text: None
 ) -> Iterator[OpenSweep]:
     """Open a sweep for this driver alone.
+
+    If the body fails before a trial of a new sweep has started, whatever the error, all that was
+    written is deleted again: the name is free.
 
     Args:
         request: What the user asks for.
@@ -144,25 +185,40 @@ def open_sweep(
         if settings.resume:
             yield _reopen(request, folder, lost, opened)
             return
-        manifest = _new_manifest(request, notify)
-        # At once: whatever happens from here on, the sweep can be resumed as requested.
-        manifest.write(folder.local)
-        folder.publish()
-        try:
-            yield OpenSweep(request, folder, lost, manifest, None, opened)
-        except SettingsError:
-            if not (folder.local / STUDY_FILE).exists():
-                folder.unpublish(MANIFEST_FILE)
-            raise
+        sweep = OpenSweep(request, folder, lost, _new_manifest(request, notify), None, opened)
+        with _cleared_unless_begun(sweep):
+            # At once: after a sudden death, the sweep can be resumed as requested.
+            sweep.manifest.write(folder.local)
+            folder.publish()
+            yield sweep
+
+
+@contextmanager
+def _cleared_unless_begun(sweep: OpenSweep) -> Iterator[None]:
+    """Leave the name of a new sweep free if it fails before its first trial."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the error that ended the sweep is the one to be shown
+            # The folder of a lost sweep belongs to another driver.
+            if not sweep.lost.is_set() and not sweep.is_kept:
+                sweep.folder.clear()
+        raise
 
 
 def _new_manifest(request: Request, notify: Callable[[str], None]) -> Manifest:
     settings, goal, space = request.settings, request.goal, request.space
     others = []
-    if settings.warm_start:
-        others = read_others(settings.warm_start, goal, space, settings.storage_path, notify)
-    manifest = Manifest.of(settings, goal, space, request.scheduler)
-    return dataclasses.replace(manifest, configs=_configs_of(request), others=others)
+    if (source := request.other_study) is not None:
+        others = read_others(source, goal, space, settings.storage_path, notify)
+    return dataclasses.replace(_manifest_of(request), configs=_configs_of(request), others=others)
+
+
+def _manifest_of(request: Request) -> Manifest:
+    """What is asked for, without the configs and trials that it begins with."""
+    manifest = Manifest.of(request.settings, request.goal, request.space, request.scheduler)
+    given = request.other_study if request.warm_start is not None else None
+    return dataclasses.replace(manifest, warm_start=None if given is None else name_of(given))
 
 
 def _reopen(
@@ -171,9 +227,9 @@ def _reopen(
     settings = request.settings
     before = _read_manifest(folder)
     now = dataclasses.replace(
-        Manifest.of(settings, request.goal, request.space, request.scheduler),
+        _manifest_of(request),
         facts=before.facts,
-        configs=before.configs + _configs_of(request),
+        configs=before.configs + [c for c in _configs_of(request) if c not in before.configs],
         others=before.others,
         format=before.format,
     )
@@ -190,8 +246,9 @@ def _reopen(
 
 
 def _configs_of(request: Request) -> list[dict[str, Any]]:
-    file = request.settings.enqueue
-    return read_configs(file, request.space) if file else []
+    file, space = request.settings.enqueue, request.space
+    of_file = read_configs(file, space) if file else []
+    return of_file + check_configs(request.enqueue, space)
 
 
 def _read_manifest(folder: SweepFolder) -> Manifest:
