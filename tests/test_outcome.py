@@ -144,6 +144,7 @@ CAUSES = {
     Kind.ASHA: Cause.JUDGED,
     Kind.SCHEDULER: Cause.JUDGED,
     Kind.NAN: Cause.JUDGED,
+    Kind.PRUNED: Cause.JUDGED,
     Kind.OUT_OF_MEMORY: Cause.TRIAL,
     Kind.SILENT: Cause.TRIAL,
 }

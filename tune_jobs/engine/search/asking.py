@@ -26,6 +26,7 @@ from tune_jobs.engine.search.finite import Tried
 from tune_jobs.engine.search.samplers import reseed
 from tune_jobs.engine.search.view import View
 from tune_jobs.engine.store.configs import CONFIG_ATTR, pack_config
+from tune_jobs.engine.store.record import has_ended_in_space
 
 __all__ = ["Asker", "make_asker"]
 
@@ -150,9 +151,10 @@ class DefineAsker(Asker):
         self._tried: set[str] = set()
 
     def add(self, trial: FrozenTrial) -> None:
-        if CONFIG_ATTR in trial.system_attrs and all(map(_is_finite, trial.distributions.values())):
+        has_nothing = has_ended_in_space(trial) and not trial.params  # it is no config
+        if not has_nothing and all(map(_is_finite, trial.distributions.values())):
             self._trials.append(trial)
-            self._tried.add(_key(trial.system_attrs[CONFIG_ATTR]))
+            self._tried.add(_key(trial.system_attrs.get(CONFIG_ATTR, trial.params)))
 
     def ask(self, number: int) -> Suggested | None:
         for attempt in range(ATTEMPTS):

@@ -15,6 +15,7 @@ from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.search.asking import make_asker
 from tune_jobs.engine.search.view import STUDY_NAME, View
+from tune_jobs.engine.store.configs import recordable
 from tune_jobs.engine.store.record import Record, id_of
 
 __all__ = ["StudySearch"]
@@ -58,7 +59,8 @@ class StudySearch(Transient, OptunaSearch):
         self._view = view
         self._asker = make_asker(space, view, seed)
         for trial in record.started():
-            self._asker.add(trial)
+            if "trial_id" in trial.user_attrs:  # the sweep's own
+                self._asker.add(trial)
         self._on_trial_end = on_trial_end
         # In the view's own storage: Ray's default study is called "optuna" whatever the sweep, and
         # two sweeps in one storage would mix silently.
@@ -87,7 +89,8 @@ class StudySearch(Transient, OptunaSearch):
             return Searcher.FINISHED
         asked = self._view.start(trial_id)
         self._record.keep(self._view.attrs())
-        self._record.start(trial_id, asked, suggested.config, suggested.outcome)
+        recorded = recordable(suggested.config, self._searched)
+        self._record.start(trial_id, asked, recorded, suggested.outcome)
         self._asker.add(self._record.trial(trial_id))
         if suggested.outcome is not None:
             self.end(trial_id, suggested.outcome)
