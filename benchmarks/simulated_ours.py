@@ -15,7 +15,7 @@ from benchmarks.simulated_peers import SimulatedTrial, TuneSide
 from benchmarks.simulated_time import MakeSide, Side, Start, Task
 from tune_jobs.engine.core.settings import LightningSettings
 from tune_jobs.engine.core.space import convert_space
-from tune_jobs.engine.search.asha import ASHA, PromotionASHA, StoppingASHA
+from tune_jobs.engine.search.asha import PromotionASHA, StoppingASHA
 from tune_jobs.engine.search.study_search import StudySearch
 from tune_jobs.engine.search.view import View
 from tune_jobs.engine.store.record import Record
@@ -58,7 +58,7 @@ def make_ours(
     """
     goal, record = task.goal, _make_record(task)
     settings = replace(settings, max_epochs=task.max_epochs)
-    kind: type[ASHA] = PromotionASHA if settings.halving.pauses else StoppingASHA
+    kind: type[StoppingASHA] = PromotionASHA if settings.halving.pauses else StoppingASHA
     scheduler = kind(goal, record, settings)
     view = make_view(goal, make_sampler(), scheduler.rungs, record.kept(), scheduler.is_paused)
     search = StudySearch(convert_space(SEARCH_SPACE), goal, record, view, task.seed)

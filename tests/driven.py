@@ -15,7 +15,7 @@ from tune_jobs.engine.core.layout import STUDY_FILE
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
 from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.core.space import Space, convert_space
-from tune_jobs.engine.search.study_search import StudySearch
+from tune_jobs.engine.search.study_search import SearchListener, StudySearch
 from tune_jobs.engine.search.view import View
 from tune_jobs.engine.store.record import Record, id_of
 
@@ -31,7 +31,7 @@ class Driven:
         mode: "max" or "min".
         space: What is searched.
         sampler: None: a random one.
-        on_trial_end: As for `StudySearch`.
+        on_trial_end: Called with each trial that has ended.
     """
 
     def __init__(
@@ -42,6 +42,10 @@ class Driven:
         sampler: BaseSampler | None = None,
         on_trial_end: Callable[[FrozenTrial], None] = lambda trial: None,
     ) -> None:
+        class Listener(SearchListener):
+            def on_trial_end(self, trial: FrozenTrial) -> None:
+                on_trial_end(trial)
+
         goal = Goal("score", mode)
         if (folder / STUDY_FILE).exists():
             self.record = Record.open(folder, Event())
@@ -51,7 +55,7 @@ class Driven:
         self.view = View(goal, sampler or RandomSampler(), Rungs(goal), self.record.kept())
         for trial in self.record.started():
             self.view.add(trial, id_of(trial))
-        self.search = StudySearch(self.space, goal, self.record, self.view, 0, on_trial_end)
+        self.search = StudySearch(self.space, goal, self.record, self.view, 0, Listener())
 
     @property
     def trials(self) -> list[FrozenTrial]:

@@ -8,8 +8,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.experiment import Trial
 
-from tune_jobs.engine.core.goal import epoch_of
 from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.result import epoch_of
 from tune_jobs.engine.core.rungs import Halving, Rungs
 from tune_jobs.engine.core.settings import LightningSettings, Settings
 from tune_jobs.engine.store.record import PROMOTED
@@ -46,6 +46,8 @@ class FakeLedger:
         curves: Trial -> epoch -> score.
         decisions: Trial -> outcome; entered with a report or on its own.
         promotions: Trial and rung, in order.
+        pauses: Trial and rung, in order.
+        stops_only: Whether it was entered that trials cannot pause.
     """
 
     def __init__(self) -> None:
@@ -53,6 +55,18 @@ class FakeLedger:
         self.curves: dict[str, dict[int, float]] = {}
         self.decisions: dict[str, Outcome] = {}
         self.promotions: list[tuple[str, int]] = []
+        self.pauses: list[tuple[str, int | None]] = []
+
+    stops_only = False
+
+    def stop_only(self) -> None:
+        self.stops_only = True
+
+    def pause(self, trial_id: str, rung: int | None) -> None:
+        self.pauses.append((trial_id, rung))
+
+    def trial(self, trial_id: str) -> FrozenTrial:
+        return recorded(trial_id, self.curves.get(trial_id, {}))
 
     @property
     def kinds(self) -> dict[str, str]:

@@ -4,17 +4,19 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_jobs.engine.core.errors import SettingsError
-from tune_jobs.engine.core.goal import Goal, epoch_of
+from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Cause, Kind, Outcome
+from tune_jobs.engine.core.result import epoch_of
 
 RAISED = Outcome("KeyError", Cause.TRIAL, "KeyError: 'lr'", "Traceback ...")
 
 
 def make_trial(number: int, outcome: Outcome | None, *curve: float) -> FrozenTrial:
-    """A recorded trial; without an outcome it still runs."""
+    """A recorded trial; without an outcome it still runs. Its value is its best score by size."""
+    value = max(curve, key=abs, default=None)
     trial = create_trial(
         state=TrialState.RUNNING if outcome is None else outcome.state,
-        values=[curve[-1]] if outcome is not None and outcome.is_complete else None,
+        value=None if outcome is None or not curve or outcome.is_failure else value,
         intermediate_values=dict(enumerate(curve, 1)),
         system_attrs={} if outcome is None else {OUTCOME_ATTR: outcome.to_entry()},
     )

@@ -151,11 +151,12 @@ CAUSES = {
 FAILED = [
     Outcome("KeyError", Cause.TRIAL, "KeyError: 'lr'", "Traceback (most recent call last):\n  ..."),
     Outcome(Kind.OUT_OF_MEMORY, Cause.TRIAL, "MemoryError. It had 2 CPU; try 4.", "Traceback ..."),
-    Outcome(Kind.SILENT, Cause.TRIAL, "it ended and had reported nothing"),
+    Outcome(Kind.SILENT, Cause.TRIAL, "it ended and had not reported 'score'"),
     Outcome("error", Cause.TRIAL, "an error that only the trial could name", ""),
     Outcome("UnicodeError", Cause.TRIAL, '\u00fc \u4e2d \\ "quoted"', "line\n\ttab \u2028 end"),
 ]
-ALL = [*[Outcome.of(kind) for kind in Kind], *FAILED]
+PRUNED = Outcome.of(Kind.PRUNED, "makes no sense")
+ALL = [*[Outcome.of(kind) for kind in Kind], PRUNED, *FAILED]
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -165,9 +166,10 @@ def test_outcome_cause_of_kind(kind: Kind) -> None:
     assert outcome.is_complete == (outcome.cause == Cause.FINISHED)
     assert outcome.is_failure == (outcome.cause == Cause.TRIAL)
     assert outcome.is_crash == (outcome.is_failure or kind == Kind.NAN)
-    assert outcome.is_resumable == (kind not in (Kind.OTHER_GOOD_ENOUGH, Kind.LOCK_LOST))
-    expected = TrialState.COMPLETE if outcome.is_complete else TrialState.PRUNED
-    assert outcome.state == expected
+    final = (Kind.ALL_DONE, Kind.EXHAUSTED, Kind.OTHER_GOOD_ENOUGH, Kind.LOCK_LOST)
+    assert outcome.is_resumable == (kind not in final)
+    assert (outcome.state == TrialState.COMPLETE) == outcome.is_complete
+    assert (outcome.state == TrialState.FAIL) == outcome.is_failure
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_record_reopens_failed_trial(tmp_path: Path) -> None:
     (trial,) = Record.open(tmp_path, Event()).trials()
     outcome = outcome_of(trial)
     assert outcome is not None
-    assert (trial.state, outcome.kind) == (TrialState.PRUNED, "KeyError")
+    assert (trial.state, outcome.kind) == (TrialState.FAIL, "KeyError")
     assert outcome.is_failure
     assert outcome == failure
     assert trial.user_attrs["reason"] == "KeyError"

@@ -24,7 +24,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Cause
 from tune_jobs.engine.core.rungs import Halving
-from tune_jobs.engine.search.asha import ASHA, PromotionASHA, StoppingASHA
+from tune_jobs.engine.search.asha import PromotionASHA, StoppingASHA
 from tune_jobs.engine.search.epochs import EpochScheduler
 
 ASHAS = [PromotionASHA, StoppingASHA]
@@ -96,7 +96,7 @@ def test_stopping_asha_decides_like_stock(seed: int, halving: Halving, mode: str
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("mode", ["max", "min"])
 @pytest.mark.parametrize("kind", ASHAS)
-def test_asha_stops_diverged_trial(mode: str, score: float, kind: type[ASHA]) -> None:
+def test_asha_stops_diverged_trial(mode: str, score: float, kind: type[StoppingASHA]) -> None:
     ledger = FakeLedger()
     asha = make(kind, ledger, Halving(10), Goal("score", mode))
     (trial,) = add_trials(asha, "t")
@@ -113,7 +113,7 @@ def test_stock_asha_continues_nan() -> None:
 
 
 @pytest.mark.parametrize("kind", ASHAS)
-def test_asha_nan_at_last_epoch(kind: type[ASHA]) -> None:
+def test_asha_nan_at_last_epoch(kind: type[StoppingASHA]) -> None:
     """The trial has diverged; it is not complete."""
     ledger = FakeLedger()
     asha = make(kind, ledger, Halving(3))
@@ -123,7 +123,7 @@ def test_asha_nan_at_last_epoch(kind: type[ASHA]) -> None:
 
 
 @pytest.mark.parametrize("kind", ASHAS)
-def test_asha_results_skip_a_rung(kind: type[ASHA]) -> None:
+def test_asha_results_skip_a_rung(kind: type[StoppingASHA]) -> None:
     """No score enters a rung below the highest one that its epoch has reached."""
     asha = make(kind, FakeLedger(), Halving(27, 1, 3))
     late, early = add_trials(asha, "late", "early")
@@ -145,7 +145,7 @@ def test_stock_asha_results_skip_a_rung() -> None:
 
 
 @pytest.mark.parametrize("kind", ASHAS)
-def test_asha_enters_each_rung_once(kind: type[ASHA]) -> None:
+def test_asha_enters_each_rung_once(kind: type[StoppingASHA]) -> None:
     asha = make(kind, FakeLedger(), Halving(27, 1, 3))
     (trial,) = add_trials(asha, "t")
     for epoch in range(1, 10):
@@ -191,7 +191,7 @@ def test_scheduler_stops_at_last_epoch(kind: type[EpochScheduler]) -> None:
 
 
 @pytest.mark.parametrize("kind", ASHAS)
-def test_asha_loser_at_last_epoch(kind: type[ASHA]) -> None:
+def test_asha_loser_at_last_epoch(kind: type[StoppingASHA]) -> None:
     """A trial that loses at the last rung has been trained to its end all the same."""
     ledger = FakeLedger()
     asha = make(kind, ledger, Halving(3, 1, 3))
@@ -251,7 +251,7 @@ def test_decision_recorded_before_it_acts() -> None:
 
 
 @pytest.mark.parametrize("kind", ASHAS)
-def test_asha_restored_in_any_order(kind: type[ASHA]) -> None:
+def test_asha_restored_in_any_order(kind: type[StoppingASHA]) -> None:
     """Its rungs hold what they held; nothing is decided again."""
     rng = random.Random(0)
     goal = Goal("score", "min")
@@ -271,7 +271,7 @@ def test_asha_restored_in_any_order(kind: type[ASHA]) -> None:
 
 
 @pytest.mark.parametrize("kind", ASHAS)
-def test_asha_epoch_trained_again(kind: type[ASHA]) -> None:
+def test_asha_epoch_trained_again(kind: type[StoppingASHA]) -> None:
     """The later score replaces the one that its rung held."""
     asha = make(kind, FakeLedger(), Halving(9, 1, 3))
     (trial,) = add_trials(asha, "t")

@@ -46,7 +46,9 @@ def test_complete_trial_best_epoch(mode: str, best: float, tmp_path: Path) -> No
         assert trial.value == best
         assert trial.intermediate_values == {1: 0.5, 2: 0.9, 3: 0.2, 4: 0.7}
     assert driven.record.study.best_value == best
-    assert driven.trials[0].user_attrs == {"trial_id": "t", "reason": "last epoch"}
+    attrs = driven.trials[0].user_attrs
+    assert (attrs["trial_id"], attrs["reason"]) == ("t", "last epoch")
+    assert attrs["metrics"]["score"] == best
 
 
 def test_stock_search_last_epoch() -> None:
@@ -61,7 +63,7 @@ def test_asha_trial_whole_curve(tmp_path: Path) -> None:
     driven = Driven(tmp_path)
     driven.run("t", 0.5, 0.4, 0.3, stop=Kind.ASHA)
     for (trial,) in (driven.trials, driven.shown):
-        assert (trial.state, trial.value) == (TrialState.PRUNED, 0.3)
+        assert (trial.state, trial.value) == (TrialState.PRUNED, 0.5)
         assert trial.intermediate_values == {1: 0.5, 2: 0.4, 3: 0.3}
     assert driven.trials[0].user_attrs["reason"] == "asha"
     with pytest.raises(ValueError, match="No trials are completed"):
@@ -104,7 +106,7 @@ def test_failed_trial_curve(tmp_path: Path) -> None:
     """The record has its scores; the sampler is shown none."""
     driven = Driven(tmp_path)
     trial = driven.fail("t", 0.5, 0.9, failure=OOM)
-    assert (trial.state, trial.intermediate_values) == (TrialState.PRUNED, {1: 0.5, 2: 0.9})
+    assert (trial.state, trial.intermediate_values) == (TrialState.FAIL, {1: 0.5, 2: 0.9})
     outcome = outcome_of(trial)
     assert outcome == OOM
     assert outcome.is_failure
@@ -166,11 +168,11 @@ def test_trial_ends_by_itself(tmp_path: Path) -> None:
 
 def test_trial_reported_nothing(tmp_path: Path) -> None:
     trial = Driven(tmp_path).run("t")
-    assert trial.state == TrialState.PRUNED
+    assert trial.state == TrialState.FAIL
     outcome = outcome_of(trial)
     assert outcome is not None
     assert outcome.is_failure
-    assert outcome.message == "it ended and had reported nothing"
+    assert outcome.message == "it ended and had not reported 'score'"
     assert trial.user_attrs["reason"] == "reported nothing"
 
 

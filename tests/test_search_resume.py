@@ -71,9 +71,8 @@ def make_queue(driven: Driven, uri: str) -> TrialQueue:
     folder = SweepFolder(uri, fs.LocalFileSystem(), str(local), local)
     scheduler = EpochScheduler(Goal("score", "max"), driven.record, Settings())
     sweep: Any = SimpleNamespace(space=driven.space, folder=folder)
-    return TrialQueue(
-        driven.search, scheduler, driven.record, sweep, slots=lambda: 1, must_end=lambda: False
-    )
+    stopper: Any = SimpleNamespace(outcome=None, holds_back=False)
+    return TrialQueue(driven.search, scheduler, driven.record, sweep, lambda: 1, stopper)
 
 
 def test_snapshot_of_define_by_run(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.settings import (
+    EpochSettings,
     LightningSettings,
     OnResume,
     Settings,
@@ -183,7 +184,9 @@ def test_parse_bad_value(args: list[str], capsys: pytest.CaptureFixture[str]) ->
     assert args[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("settings_type", [Settings, LightningSettings, MNISTSettings])
+@pytest.mark.parametrize(
+    "settings_type", [Settings, EpochSettings, LightningSettings, MNISTSettings]
+)
 def test_help_names_every_setting(
     settings_type: type[Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,16 +213,14 @@ def test_help_names_no_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert not re.search("mnist|digits|--data|median", out, re.IGNORECASE)
 
 
-def test_help_points_to_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
-    """The medians of both kinds of ASHA are in the file that the help names."""
+def test_help_points_to_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    """What both kinds of ASHA do at length is in the file that the help names."""
     with pytest.raises(SystemExit):
         parse_settings(LightningSettings, "a job", ["--help"])
     (named,) = re.findall(r"docs/\S+\.md", capsys.readouterr().out)
-    file = Path(__file__).parents[1] / named
-    assert file.is_file()
-    text = file.read_text()
-    assert "promotion" in text
-    assert "stopping" in text
+    text = (Path(__file__).parents[1] / named).read_text()
+    assert "- **promotion** " in text
+    assert "- **stopping** " in text
 
 
 def names_of(settings_type: type[Settings], rule: OnResume) -> set[str]:

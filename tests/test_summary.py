@@ -47,7 +47,11 @@ def make_result(**changes: Any) -> Any:
             make_row(4, "FAIL", "oom", 0),
             make_row(5, "RUNNING", "time budget", 4),
         ],
-        "logs": {3: "results/s/trial_0003/error.txt", 4: "log\n    try more"},
+        "failures": {3: "ArithmeticError: no, see error.txt", 4: "MemoryError. Try more, see log"},
+        "foreign": [],
+        "is_lightning": True,
+        "ended": Outcome.of(Kind.TIME_BUDGET),
+        "settings": Settings(),
         "result_grid": [],
         "seconds": 61.25,
         "path": "results/s",
@@ -62,10 +66,10 @@ def test_summary_whole_text() -> None:
         "val_acc: 0.98123 at epoch 7 (validation), trial 4",
         "Test: test_acc 0.979",
         "Trials: 1 finished, 1 stopped by ASHA, 2 failed, 1 ended by nan, 1 unfinished",
-        "  trial 3: ArithmeticError, see results/s/trial_0003/error.txt",
-        "  trial 4: oom, see log",
-        "    try more",
+        "  trial 3: ArithmeticError: no, see error.txt",
+        "  trial 4: MemoryError. Try more, see log",
         "Epochs: 17 of 60",
+        "Ended: the time budget is spent",
         "Seconds: 61.2",
         "Results: results/s",
     ]
@@ -82,9 +86,12 @@ def test_summary_winner_stopped_early() -> None:
 
 
 def test_summary_plain_function() -> None:
-    text = format_summary(make_result(max_epochs=None, test=None))
+    """Its score is on no validation data, and has no epoch if it was returned."""
+    changes: dict[str, Any] = {"is_lightning": False, "test": None}
+    text = format_summary(make_result(max_epochs=None, best_epoch=None, **changes))
     assert "poch" not in text
     assert "Test" not in text
+    assert "validation" not in format_summary(make_result(**changes))
 
 
 def test_summary_gpu_share_on_cpu() -> None:
@@ -113,6 +120,7 @@ def test_line_complete_trial() -> None:
 def test_line_stopped_trial_without_best() -> None:
     stopped = create_trial(
         state=TrialState.PRUNED,
+        value=0.5,
         intermediate_values={1: 0.5},
         system_attrs={OUTCOME_ATTR: Outcome.of(Kind.ASHA).to_entry()},
     )

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Cause, Kind, Outcome
 from tune_jobs.engine.core.rungs import Rungs
-from tune_jobs.engine.search.view import View
+from tune_jobs.engine.search.view import Ending, View
 
 COMPLETE, FAIL, PRUNED, RUNNING = (
     TrialState.COMPLETE,
@@ -29,6 +29,13 @@ NUM_ENOUGH = 3 * len(SPACE)
 
 def whole(*curve: float) -> dict[int, float]:
     return dict(zip(EPOCHS, curve, strict=False))
+
+
+def ending(state: TrialState, curve: dict[int, float], crashed: bool = False) -> Ending:
+    """How a trial ended: trained to its end, stopped or diverged."""
+    kind = Kind.NAN if crashed else Kind.LAST_EPOCH if state == COMPLETE else Kind.ASHA
+    value = curve[max(curve)] if curve else None
+    return Ending(Outcome.of(kind), value, curve, {})
 
 
 class Shown:
@@ -74,7 +81,7 @@ class Shown:
         """Report the first of `EPOCHS`, then the end."""
         for epoch, value in whole(*curve).items():
             self.rungs.report(name, epoch, value)
-        self.view.end(name, state, curve[-1] if curve else None, whole(*curve), crashed)
+        self.view.end(name, ending(state, whole(*curve), crashed))
 
     def trial(self, name: str) -> FrozenTrial:
         return self.view.study.get_trials()[self._names.index(name)]
@@ -178,8 +185,8 @@ def test_view_complete_below_level() -> None:
     shown.start("a", "b", "c")
     for name, state in (("a", COMPLETE), ("b", PRUNED)):
         shown.report_at(name, 5, 0.4)
-        shown.view.end(name, state, 0.4, {5: 0.4}, False)
-    shown.view.end("c", PRUNED, None, {}, False)  # cut short before its first report
+        shown.view.end(name, ending(state, {5: 0.4}))
+    shown.view.end("c", ending(PRUNED, {}))  # cut short before its first report
     assert shown.states() == [(COMPLETE, 0.4), (FAIL, None), (FAIL, None)]
 
 

@@ -183,7 +183,7 @@ def test_retry_runs_as_new_trial(tmp_path: Path) -> None:
     config = run(search, record, "c", 0.9)
     failed, _, retried = record.trials()
     assert retried.params == failed.params == {"x": config["x"], "n": config["n"]}
-    assert (failed.state, retried.state) == (TrialState.PRUNED, TrialState.COMPLETE)
+    assert (failed.state, retried.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert record.study.best_value == 0.9
     assert retried.system_attrs["failed_trial"] == 0
     assert retry_failed(record) == 0

@@ -38,7 +38,7 @@ class MNISTSettings(LightningSettings):
     data: Literal["auto", "mnist", "digits"] = fixed("auto")
     """Data set; auto: MNIST from data-dir or the network, else scikit-learn's digits."""
     data_dir: str = os.environ.get("TUNE_JOBS_DATA_DIR") or "data"
-    """Folder with torchvision's MNIST/raw; its default is $TUNE_JOBS_DATA_DIR, else ./data."""
+    """Folder with torchvision's MNIST/raw; $TUNE_JOBS_DATA_DIR changes the default."""
 
 
 def load_data(settings: MNISTSettings) -> Loaded:

@@ -11,13 +11,20 @@ if TYPE_CHECKING:
     from tune_jobs.engine.core.errors import SettingsError, SweepFailedError
     from tune_jobs.engine.core.loaded import Loaded
     from tune_jobs.engine.core.progress import Progress
-    from tune_jobs.engine.core.settings import LightningSettings, Settings, fixed, momentary
+    from tune_jobs.engine.core.settings import (
+        EpochSettings,
+        LightningSettings,
+        Settings,
+        fixed,
+        momentary,
+    )
     from tune_jobs.engine.job import run_job
     from tune_jobs.engine.report.result import SweepResult
     from tune_jobs.engine.store.study import load_study
     from tune_jobs.engine.sweep import run_sweep
 
 __all__ = [
+    "EpochSettings",
     "LightningSettings",
     "Loaded",
     "Progress",
@@ -33,6 +40,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "EpochSettings": "core.settings",
     "LightningSettings": "core.settings",
     "Loaded": "core.loaded",
     "Progress": "core.progress",

@@ -31,7 +31,7 @@ def run_job(
 
     Args:
         job: Maps the settings to a finished sweep.
-        settings_type: `Settings` or `LightningSettings`, or a dataclass that extends one.
+        settings_type: `Settings`, `EpochSettings` or `LightningSettings`, or one that extends them.
         description: The head of `--help`.
         args: The command line; None: the program's own.
         finish: Called with the result after the summary is printed.
@@ -82,15 +82,15 @@ def _read_settings(
     return parse_settings(settings_type, description, args, default=default)
 
 
-def _exit_code(ended: "Outcome | None", otherwise: int) -> int:
+def _exit_code(ended: "Outcome", otherwise: int) -> int:
     from tune_jobs.engine.core.outcome import Kind
 
-    return 130 if ended is not None and ended.kind == Kind.INTERRUPTED else otherwise
+    return 130 if ended.kind == Kind.INTERRUPTED else otherwise
 
 
-def _print_resume_command(path: str, ended: "Outcome | None", address: str | None) -> None:
+def _print_resume_command(path: str, ended: "Outcome", address: str | None) -> None:
     """Print the command that resumes a sweep which has ended early."""
-    if ended is None or not ended.is_resumable:
+    if not ended.is_resumable:
         return
     from tune_jobs.engine.store.folder import storage_uri
 

@@ -53,7 +53,7 @@ from tune_jobs.engine.report.result import SweepResult
 from tune_jobs.engine.search.stock import check_scheduler
 from tune_jobs.engine.store.folder import storage_uri
 from tune_jobs.engine.store.opening import OpenSweep, Request, open_sweep
-from tune_jobs.engine.trainable.jobs import Job, Workload, check_promotion, make_job
+from tune_jobs.engine.trainable.jobs import Job, Workload, make_job
 
 __all__ = ["run_sweep"]
 
@@ -66,7 +66,7 @@ def run_sweep(
     space: Space,
     metric: str,
     mode: str,
-    objective: Callable[[dict[str, Any]], float] | None = None,
+    objective: Callable[..., Any] | None = None,
     load_data: Callable[[Any], Any] | None = None,
     make_model: Callable[[dict[str, Any], Any], Any] | None = None,
     make_data: Callable[[dict[str, Any], Any], Any] | None = None,
@@ -79,14 +79,16 @@ def run_sweep(
     """Search a space and return what was found; for scripts and notebooks.
 
     Give either `objective`, a plain function, or `make_model` and `make_data`, and then
-    `LightningSettings`.
+    settings with `max_epochs`, such as `LightningSettings`.
 
     Args:
         settings: What the user set.
         space: A Tune search space, or a define-by-run function of an Optuna trial.
         metric: What is optimized; the name under which the model logs it.
         mode: "max" or "min".
-        objective: Maps a config to its score; may report earlier ones with `ray.tune.report`.
+        objective: Maps a config to its score; with `load_data`, a config and the data. It returns
+            a number, or a dict with the metric, or reports epochs with `ray.tune.report`; or both,
+            and then what it returns is the trial's score.
         load_data: Maps the settings to the data, or to `Loaded(data, ...)` to have facts about it
             recorded. It is called once, in the driver. The data reaches the trials through Ray's
             object store, which shares NumPy arrays without a copy.
@@ -114,9 +116,7 @@ def run_sweep(
     check_kept(storage_uri(settings.storage_path))
     goal = Goal(metric, mode)
     job = make_job(settings, objective, load_data, make_model, make_data, trainer_kwargs)
-    if scheduler is None:
-        check_promotion(settings, job)
-    else:
+    if scheduler is not None:
         check_scheduler(scheduler, goal)
     stock = None if scheduler is None else type(scheduler).__name__
     request = Request(settings, goal, convert_space(space), stock)

@@ -9,8 +9,10 @@ __all__ = [
     "CheckpointError",
     "MetricNotLoggedError",
     "RecordError",
+    "ScoreError",
     "SettingsError",
     "SweepFailedError",
+    "TrialFailedError",
 ]
 
 
@@ -27,10 +29,10 @@ class SweepFailedError(RuntimeError):
 
     Attributes:
         path: The sweep's folder or URL.
-        ended: What ended the sweep early, or None if it ran to its end.
+        ended: Why the sweep ended.
     """
 
-    def __init__(self, message: str, path: str, ended: "Outcome | None") -> None:
+    def __init__(self, message: str, path: str, ended: "Outcome") -> None:
         super().__init__(message, path, ended)  # all of them, so that it can be pickled
         self.path = path
         self.ended = ended
@@ -52,3 +54,29 @@ class MetricNotLoggedError(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class ScoreError(TypeError):
+    """A function gives something that is no score, or no score at all."""
+
+
+class TrialFailedError(Exception):
+    """The user's code in a trial raised; carries what was raised from the trial to the driver.
+
+    Not the exception itself: Ray lets some pass as the end of a trial (StopIteration, SystemExit),
+    and others cannot be pickled, or not be unpickled in the driver.
+
+    Attributes:
+        kind: An `Outcome.kind`.
+        message: One line.
+        traceback: The user's frames, of all exceptions in the chain.
+    """
+
+    def __init__(self, kind: str, message: str, traceback: str) -> None:
+        super().__init__(kind, message, traceback)  # all of them, so that it can be pickled
+        self.kind = kind
+        self.message = message
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return self.message

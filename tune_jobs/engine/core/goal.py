@@ -3,17 +3,14 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.outcome import has_failed
 
-__all__ = ["ENDS_ITSELF", "Goal", "epoch_of"]
-
-# Set in the last result of a trial that one of its own callbacks ends, such as EarlyStopping.
-ENDS_ITSELF = "ends_itself"
+__all__ = ["Goal", "is_feasible"]
 
 
 @dataclass(frozen=True)
@@ -52,22 +49,45 @@ class Goal:
         """
         return max(curve, key=lambda epoch: (self.gain(curve[epoch]), epoch), default=None)
 
+    def score(self, trial: FrozenTrial) -> float | None:
+        """A trial's one number: its value, once it has ended; until then its best report so far.
+
+        A failed trial has none.
+        """
+        if has_failed(trial):
+            return None
+        if trial.state.is_finished():
+            return trial.value
+        epoch = self.best_epoch(trial.intermediate_values)
+        return None if epoch is None else trial.intermediate_values[epoch]
+
     def rank(self, trial: FrozenTrial) -> tuple[int, float, int]:
         """Orders trials: of two, the better one has the larger rank.
 
-        A complete trial is better than one that was stopped or still runs, and both are better than
-        one that failed. Then the best epoch counts; of equals the trial that started first wins.
+        A complete trial is better than one that was stopped or still runs. Worse than these is one
+        that violates a constraint, and worst one that failed. Then the score counts; of equals the
+        trial that started first wins.
         """
-        standing = 0 if has_failed(trial) else 1 + (trial.state == TrialState.COMPLETE)
-        gains = [self.gain(score) for score in trial.intermediate_values.values()]
-        return standing, max(gains, default=-math.inf), -trial.number
+        score = self.score(trial)
+        gain = -math.inf if score is None else self.gain(score)
+        return self._standing(trial), gain, -trial.number
 
     def best(self, trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
-        """The best of the trials; None: none has a score. A failed trial is never the best."""
-        scored = (t for t in trials if t.intermediate_values and not has_failed(t))
+        """The best of the trials; None: none has a score.
+
+        A trial that failed, or violates a constraint, is never the best.
+        """
+        scored = [t for t in trials if self.score(t) is not None and is_feasible(t)]
         return max(scored, key=self.rank, default=None)
 
+    def _standing(self, trial: FrozenTrial) -> int:
+        if has_failed(trial):
+            return 0
+        if not is_feasible(trial):
+            return 1
+        return 3 if trial.state == TrialState.COMPLETE else 2
 
-def epoch_of(result: Mapping[str, Any]) -> int:
-    """The epoch of a result; for a plain function, the number of its reports so far."""
-    return int(result.get("epoch", result.get("training_iteration", 0)))
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial violates no constraint of the sampler's; Optuna's are met at zero or less."""
+    return all(violation <= 0 for violation in trial.constraints.values())

@@ -25,6 +25,8 @@ class Kind(StrEnum):
     PRUNED = "pruned"
     OUT_OF_MEMORY = "oom"
     SILENT = "reported nothing"
+    ALL_DONE = "all trials done"
+    EXHAUSTED = "space exhausted"
     OTHER_GOOD_ENOUGH = "another reached stop_at"
     TIME_BUDGET = "time budget"
     FAILURES = "failures"
@@ -54,6 +56,8 @@ _CAUSES = {
     Kind.PRUNED: Cause.JUDGED,
     Kind.OUT_OF_MEMORY: Cause.TRIAL,
     Kind.SILENT: Cause.TRIAL,
+    Kind.ALL_DONE: Cause.SWEEP,
+    Kind.EXHAUSTED: Cause.SWEEP,
     Kind.OTHER_GOOD_ENOUGH: Cause.SWEEP,
     Kind.TIME_BUDGET: Cause.SWEEP,
     Kind.FAILURES: Cause.SWEEP,
@@ -62,6 +66,7 @@ _CAUSES = {
     Kind.LOCK_LOST: Cause.SWEEP,
 }
 _FAILURES = (Cause.TRIAL, Cause.CLUSTER, Cause.STORAGE)
+_FINAL = (Kind.ALL_DONE, Kind.EXHAUSTED, Kind.OTHER_GOOD_ENOUGH, Kind.LOCK_LOST)
 
 
 @dataclass(frozen=True)
@@ -104,17 +109,21 @@ class Outcome:
 
     @property
     def is_resumable(self) -> bool:
-        """Of a sweep: whether its unfinished trials can be resumed."""
-        return self.kind not in (Kind.OTHER_GOOD_ENOUGH, Kind.LOCK_LOST)
+        """Of a sweep: whether it leaves trials that can be resumed or started."""
+        return self.kind not in _FINAL
 
     @property
     def state(self) -> TrialState:
-        """The state of the Optuna trial: samplers learn from a failed trial if it is PRUNED."""
+        """The state of the Optuna trial."""
+        if self.is_failure:
+            return TrialState.FAIL
         return TrialState.COMPLETE if self.is_complete else TrialState.PRUNED
 
     def to_entry(self) -> dict[str, str]:
         """The outcome as JSON."""
         entry = {"reason": str(self.kind)}
+        if self.message:
+            entry["message"] = self.message
         if self.is_failure:
             entry |= {"message": self.message, "text": self.traceback}
         return entry
@@ -124,7 +133,7 @@ class Outcome:
         """The outcome of a trial from its JSON."""
         if "text" in entry:
             return cls(entry["reason"], Cause.TRIAL, entry["message"], entry["text"])
-        return cls.of(Kind(entry["reason"]))
+        return cls.of(Kind(entry["reason"]), entry.get("message", ""))
 
 
 def outcome_of(trial: FrozenTrial) -> Outcome | None:
@@ -134,6 +143,6 @@ def outcome_of(trial: FrozenTrial) -> Outcome | None:
 
 
 def has_failed(trial: FrozenTrial) -> bool:
-    """Whether a recorded trial ended in a failure. In the study it is PRUNED."""
+    """Whether a recorded trial ended in a failure; it may be PRUNED in a record of 0.1.0.dev."""
     outcome = outcome_of(trial)
     return outcome is not None and outcome.is_failure

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -9,12 +10,12 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Literal, TypeVar
 
-import tyro
-
+from tune_jobs.engine.core.command_line import parse
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.rungs import Halving
 
 __all__ = [
+    "EpochSettings",
     "LightningSettings",
     "OnResume",
     "Settings",
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 AnySettings = TypeVar("AnySettings", bound="Settings")
+
+# Settings that have ASHA. They give the rungs, which must not change while trials are compared.
+_EPOCHS = ("max_epochs", "grace_epochs", "asha", "reduction_factor")
 
 
 class OnResume(Enum):
@@ -54,7 +58,8 @@ def momentary(
 
 def on_resume(field: "dataclasses.Field[Any]") -> OnResume:
     """What happens to this setting when a sweep is resumed."""
-    rule: OnResume = field.metadata.get("on_resume", OnResume.KEPT)
+    unmarked = OnResume.FIXED if field.name in _EPOCHS else OnResume.KEPT
+    rule: OnResume = field.metadata.get("on_resume", unmarked)
     return rule
 
 
@@ -76,38 +81,39 @@ class Settings:
     num_trials: int = 20
     """Configs to try."""
     max_concurrent: int | None = None
-    """Trials that run in parallel; none: as many as the cluster holds."""
+    """Trials that run in parallel; else as many as the cluster holds."""
     cpus_per_trial: float = 1.0
     """CPUs of a trial, and the threads it computes with."""
     gpus_per_trial: float | Literal["auto"] = "auto"
     """Share of a GPU that a trial holds, 0 to 1; auto: 0.25 where there are GPUs, else 0."""
     time_budget_s: float | None = None
-    """Seconds after which the sweep stops with what it has; none: no limit."""
+    """Seconds after which the sweep stops with what it has."""
     stop_at: float | None = None
-    """A score that is good enough: the sweep ends when a trial reaches it."""
+    """Score that is good enough: the sweep ends when a trial reaches it."""
     seed: int = fixed(0)
     """Seed of the search and of every trial."""
     storage_path: str = momentary(
         factory=lambda: os.environ.get("TUNE_JOBS_STORAGE_PATH") or "./results"
     )
-    """Folder or URL (s3://, gs://, file://) that holds the sweeps; all nodes can write to it.
-    Its default is $TUNE_JOBS_STORAGE_PATH, else ./results."""
+    """Folder or URL (s3://, gs://, file://) of the sweeps, to which all nodes can write;
+    $TUNE_JOBS_STORAGE_PATH changes the default."""
     name: str | None = momentary(None)
-    """Name of the sweep and of its folder; none: job and time."""
+    """Name of the sweep and of its folder; else job and time."""
     keep_checkpoints: int = 10
-    """Finished trials that keep their checkpoints: the best ones."""
+    """How many finished trials, the best, keep checkpoints."""
     resume: bool = momentary(False)
-    """Resume the sweep of this name. Options you leave out keep their previous values."""
+    """Resume sweep --name. Options you leave out keep their values."""
     retry_failed: bool = momentary(False)
-    """With resume: run failed trials again, as new trials."""
+    """With --resume: run failed trials again, as new trials."""
     max_failures: int = 3
-    """How often a trial resumes from its checkpoint after its process or machine died."""
+    """Retries of a trial whose process or machine died."""
     warm_start: str | None = fixed(None)
-    """Folder, URL or name of another sweep: the search learns from its trials."""
+    """Sweep to learn from (folder, URL or name), or Optuna storage (journal, SQLite file, or URL
+    like sqlite:///x.db, with #study if it has several)."""
     enqueue: str | None = momentary(None)
     """JSON file with a list of configs, or parts of configs, to try first."""
     address: str | None = momentary(None)
-    """Address of a Ray cluster; none: the cluster this machine belongs to, else Ray starts here."""
+    """Address of a Ray cluster; else this machine's, else Ray starts here."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "num_trials", "max_concurrent", "cpus_per_trial", "time_budget_s")
@@ -133,58 +139,58 @@ class Settings:
                 "name must consist of letters, digits, '.', '_', '+' and '-', "
                 f"got {self.name!r}; it names a folder."
             )
+        _ = self.halving  # which checks it
 
     @property
     def halving(self) -> Halving | None:
-        """How trials are compared before they end; None: they are not."""
-        return None
+        """How trials are compared before they end; None: they are not.
+
+        They are if the settings have `max_epochs` and it is not None: that of `EpochSettings`, or
+        one that a class declares for itself. What such a class does not declare of the other three
+        has its default.
+
+        Raises:
+            SettingsError: A value breaks its rule, in a class whose `__post_init__` is its own.
+        """
+        return _halving_of(self)
 
 
 @dataclass(frozen=True)
-class LightningSettings(Settings):
-    """Settings of a sweep whose trials train epochs under ASHA."""
+class EpochSettings(Settings):
+    """Settings of a sweep whose trials report epochs, under ASHA.
+
+    Raises:
+        SettingsError: A value breaks its rule.
+    """
 
     max_epochs: int = fixed(10)
-    """Epochs that a trial trains at most."""
+    """Epochs of a trial (reports of a function), at most."""
     grace_epochs: int = fixed(1)
-    """Epochs that every trial may train: the first rung.
-    Each further rung has reduction-factor times as many."""
-    # `--help` keeps these line breaks; there are 56 columns in a terminal that has 80.
+    """Epochs that every trial may have: the first rung."""
     asha: Literal["promotion", "stopping"] = fixed("promotion")
-    """promotion: every trial pauses at each rung with its
-    checkpoint. A free slot resumes the best paused trial
-    among the best 1 in reduction-factor of its rung, the
-    highest rung first. If there is none, it starts a new
-    trial. A trial that looks poor at first may still be
-    promoted later.
-    stopping: a trial that reaches a rung continues at once
-    if it is among the best 1 in reduction-factor of those
-    that were there before it, else it stops for good.
-    Nothing pauses. docs/benchmarks.md compares the two."""
+    """promotion: trials pause at rungs, the best resume; stopping: weak ones stop there. Without
+    checkpoints: stopping. See docs/settings.md."""
     reduction_factor: float = fixed(2.0)
     """At each rung, the best 1 in this many trials continue; above 1."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_positive(self, "max_epochs", "grace_epochs")
-        if self.asha not in ("promotion", "stopping"):
-            raise SettingsError(f"asha must be 'promotion' or 'stopping', got {self.asha!r}.")
-        if self.grace_epochs > self.max_epochs:
-            raise SettingsError(
-                f"grace_epochs must not exceed max_epochs, got {self.grace_epochs} and "
-                f"{self.max_epochs}; lower --grace-epochs."
-            )
-        if not self.reduction_factor > 1 or math.isinf(self.reduction_factor):
-            raise SettingsError(
-                f"reduction_factor must be above 1 and finite, got {self.reduction_factor:g}; "
-                "2 keeps the better half at each rung."
-            )
-
     @property
     def halving(self) -> Halving:
-        return Halving(
-            self.max_epochs, self.grace_epochs, self.reduction_factor, self.asha == "promotion"
-        )
+        halving = _halving_of(self)
+        if halving is None:
+            raise SettingsError(
+                "max_epochs must be a positive whole number, got None; settings without ASHA "
+                "extend Settings."
+            )
+        return halving
+
+
+@dataclass(frozen=True)
+class LightningSettings(EpochSettings):
+    """Settings of a sweep that trains a LightningModule.
+
+    Raises:
+        SettingsError: A value breaks its rule.
+    """
 
 
 def parse_settings(
@@ -205,14 +211,7 @@ def parse_settings(
         SettingsError: A value breaks its rule.
         SystemExit: Code 2 for what cannot be parsed, 0 after `--help`.
     """
-    settings: AnySettings = tyro.cli(
-        settings_type,
-        description=description,
-        args=args,
-        default=tyro.MISSING_NONPROP if default is None else default,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
-    return settings
+    return parse(settings_type, description, args, default)
 
 
 def _check_positive(settings: Settings, *names: str) -> None:
@@ -220,3 +219,38 @@ def _check_positive(settings: Settings, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise SettingsError(f"{name} must be positive and finite, got {value}.")
+
+
+def _halving_of(settings: Settings) -> Halving | None:
+    """The rule of halving that the fields of the settings give; None: they have no `max_epochs`."""
+    given = {name: getattr(settings, name) for name in _EPOCHS if hasattr(settings, name)}
+    if given.get("max_epochs") is None:
+        return None
+    kind = given.pop("asha", "promotion")
+    if kind not in ("promotion", "stopping"):
+        raise SettingsError(f"asha must be 'promotion' or 'stopping', got {kind!r}.")
+    halving = Halving(**given, pauses=kind == "promotion")
+    _check_whole("max_epochs", halving.max_epochs)
+    _check_whole("grace_epochs", halving.grace_epochs)
+    _check_factor(halving.reduction_factor)
+    if halving.grace_epochs > halving.max_epochs:
+        raise SettingsError(
+            f"grace_epochs must not exceed max_epochs, got {halving.grace_epochs} and "
+            f"{halving.max_epochs}; lower --grace-epochs."
+        )
+    return halving
+
+
+def _check_whole(name: str, value: Any) -> None:
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (is_whole and value > 0):
+        raise SettingsError(f"{name} must be a positive whole number, got {value!r}.")
+
+
+def _check_factor(value: Any) -> None:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and 1 < value < math.inf):
+        raise SettingsError(
+            f"reduction_factor must be above 1 and finite, got {value!r}; "
+            "2 keeps the better half at each rung."
+        )

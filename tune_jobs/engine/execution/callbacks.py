@@ -2,7 +2,7 @@
 
 import heapq
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.utils.util import SafeFallbackEncoder
 
-from tune_jobs.engine.core.goal import Goal, epoch_of
+from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import RESULT_FILE
 from tune_jobs.engine.core.transient import Transient
-from tune_jobs.engine.store.record import Record, results_of
+from tune_jobs.engine.store.record import Record, reports_of
 
 __all__ = ["KeepBestCheckpoints", "ResultLogs", "write_results"]
 
@@ -36,10 +36,10 @@ class ResultLogs(Transient, JsonLoggerCallback):
     def log_trial_start(self, trial: Any) -> None:
         trial.init_local_path()
         self.update_config(trial, trial.config)
-        last = trial.latest_checkpoint_result
-        results = results_of(self._record.trial(trial.trial_id)) if last is not None else {}
-        epoch = epoch_of(last.metrics) if last is not None else 0  # from which it resumes
-        write_results(trial, {e: result for e, result in results.items() if e <= epoch})
+        last = trial.latest_checkpoint_result  # from which it resumes
+        reports = reports_of(self._record.trial(trial.trial_id)) if last is not None else {}
+        number = last.metrics["training_iteration"] if last is not None else 0
+        write_results(trial, [report for n, report in reports.items() if n <= number])
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
         with Path(trial.local_path, RESULT_FILE).open("at") as file:
@@ -47,15 +47,15 @@ class ResultLogs(Transient, JsonLoggerCallback):
             file.write("\n")
 
 
-def write_results(trial: Any, results: Mapping[int, Mapping[str, Any]]) -> None:
+def write_results(trial: Any, results: Iterable[Mapping[str, Any]]) -> None:
     """Replace the file that holds a trial's results.
 
     Args:
         trial: A Tune trial whose folder exists.
-        results: Epoch -> recorded result.
+        results: The recorded ones, in order.
     """
     common = {"trial_id": trial.trial_id, "config": trial.config}
-    lines = [json.dumps({**result, **common}, default=str) + "\n" for result in results.values()]
+    lines = [json.dumps({**result, **common}, default=str) + "\n" for result in results]
     Path(trial.local_path, RESULT_FILE).write_text("".join(lines))
 
 

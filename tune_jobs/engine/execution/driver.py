@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from ray.tune.schedulers import TrialScheduler
 from tune_jobs.engine.cluster.monitor import ClusterMonitor
 from tune_jobs.engine.cluster.slots import Resources
 from tune_jobs.engine.core.errors import SweepFailedError
-from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, has_failed
 from tune_jobs.engine.core.progress import Progress, Silent
 from tune_jobs.engine.execution.callbacks import KeepBestCheckpoints, ResultLogs
 from tune_jobs.engine.execution.queue import TrialQueue
@@ -23,14 +24,19 @@ from tune_jobs.engine.execution.stopper import SweepStopper, interruptible
 from tune_jobs.engine.search.asha import PromotionASHA, StoppingASHA
 from tune_jobs.engine.search.epochs import EpochScheduler
 from tune_jobs.engine.search.stock import StockScheduler
-from tune_jobs.engine.search.study_search import StudySearch
+from tune_jobs.engine.search.study_search import SearchListener, StudySearch
 from tune_jobs.engine.search.view import View
 from tune_jobs.engine.store.folder import storage_uri
 from tune_jobs.engine.store.opening import OpenSweep
 from tune_jobs.engine.store.record import Record, id_of
-from tune_jobs.engine.store.warm_start import others_of
+from tune_jobs.engine.store.warm_start import agrees, others_of
 
 __all__ = ["Driver", "Parts"]
+
+# Reasons that do not matter if there was nothing left to do.
+OVERTAKEN = (Kind.TIME_BUDGET, Kind.FAILURES)
+# Optuna's samplers leave out trials that failed or still run.
+LEARNED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Parts:
     progress: Progress = field(default_factory=Silent)
 
 
-class Driver:
+class Driver(SearchListener):
     """Drives the trials of a sweep that are not finished.
 
     Args:
@@ -64,7 +70,7 @@ class Driver:
         self._sweep, self._record, self._parts = sweep, record, parts
         settings, goal = sweep.settings, sweep.goal
         record.repair_curves(goal.metric)
-        self._best = goal.best(_complete(record.trials()))
+        self._best = goal.best(_complete(record.started()))
         self._scheduler = self._make_scheduler()
         self._scheduler.restore(record.started())
         self._stopper = SweepStopper(self._scheduler, record, sweep.lost, settings)
@@ -75,13 +81,12 @@ class Driver:
             record.kept(),
             self._scheduler.is_paused,
         )
-        for other in others_of(sweep.manifest.others):
+        for other in [*others_of(sweep.manifest.others), *self._foreign()]:
             view.add_other(other)
         for trial in record.started():
             view.add(trial, id_of(trial))
-        self._search = StudySearch(
-            sweep.space, goal, record, view, settings.seed, self._on_trial_end
-        )
+        self._search = StudySearch(sweep.space, goal, record, view, settings.seed, self)
+        self._is_exhausted = False
 
     @property
     def num_trials(self) -> int:
@@ -100,9 +105,24 @@ class Driver:
         return len(self._record.running())
 
     @property
-    def ended(self) -> Outcome | None:
-        """What ended the sweep early; None: nothing did."""
-        return self._stopper.outcome
+    def ended(self) -> Outcome:
+        """Why the sweep ended."""
+        decided = self._stopper.decided
+        num_left = self.num_trials - len(self._record.started())
+        if decided is None or (decided.kind in OVERTAKEN and not num_left + self.num_unfinished):
+            return Outcome.of(Kind.EXHAUSTED if self._is_exhausted else Kind.ALL_DONE)
+        if decided.kind == Kind.FAILURES:
+            return Outcome.of(Kind.FAILURES, self._describe_failures(num_left))
+        return decided
+
+    def _describe_failures(self, num_left: int) -> str:
+        started = self._record.started()
+        num_failed, num_started = sum(map(has_failed, started)), len(started)
+        failed = f"{num_failed} of " if num_failed < num_started else ""
+        return (
+            f"{failed}the first {num_started} of {self.num_trials} trials failed, none finished, "
+            f"{num_left} not started"
+        )
 
     def run(self, trainable: Any, resources: Resources, monitor: ClusterMonitor) -> tune.ResultGrid:
         """Run the trials.
@@ -113,26 +133,47 @@ class Driver:
             monitor: Knows how many may run in parallel.
 
         Raises:
-            SweepFailedError: The storage failed, or another driver has taken over the sweep.
+            SweepFailedError: The storage or the sampler failed, or another driver has taken over
+                the sweep.
         """
         stopper = self._stopper
         self._search.end_decided()
-        tuner = self._make_tuner(trainable, resources, monitor)
+        queue = self._make_queue(monitor)
+        tuner = self._make_tuner(queue, trainable, resources, monitor)
         try:
-            with _pending_trials(), interruptible(stopper, self._parts.progress.on_notice):
+            with _tune_environment(), interruptible(stopper, self._parts.progress.on_notice):
                 grid = tuner.fit()
         except Exception as error:
-            self._check_storage(error)
+            self._check(error)
             raise
-        self._check_storage(None)
-        if stopper.outcome is not None and not stopper.outcome.is_resumable:
-            self._search.end_unfinished(stopper.outcome)
+        self._check(None)
+        self._is_exhausted = queue.is_exhausted
+        if self.ended.kind == Kind.OTHER_GOOD_ENOUGH:
+            self._search.end_unfinished(self.ended)
         return grid
 
-    def _check_storage(self, error: Exception | None) -> None:
-        outcome = self._stopper.outcome
-        if outcome is not None and outcome.kind in (Kind.STORAGE, Kind.LOCK_LOST):
-            raise SweepFailedError(outcome.message, self._sweep.folder.uri, outcome) from error
+    def on_trial_end(self, trial: FrozenTrial) -> None:
+        self._stopper.on_trial_end(trial)
+        self._best = self._sweep.goal.best(_complete([self._best, trial]))
+        self._parts.progress.on_trial_end(self._sweep.goal, trial, self._best)
+
+    def on_sampler_error(self, error: Exception) -> None:
+        text = "".join(traceback.format_exception(error)).rstrip()
+        name = type(self._parts.sampler).__name__
+        message = f"{name} failed as a trial ended; mend it and resume the sweep:\n{text}"
+        self._stopper.fail(Outcome(type(error).__name__, Cause.TRIAL, message))
+
+    def _check(self, error: Exception | None) -> None:
+        """Check that nothing ended the sweep in a way that leaves no result."""
+        outcome = self._stopper.decided
+        if outcome is None or (outcome.cause == Cause.SWEEP and not self._stopper.trouble):
+            return
+        raise SweepFailedError(outcome.message, self._sweep.folder.uri, outcome) from error
+
+    def _foreign(self) -> list[FrozenTrial]:
+        """The trials of the user's own that the sampler can learn from."""
+        trials, space = self._record.foreign(), self._sweep.space
+        return [t for t in trials if t.state in LEARNED and t.values and agrees(t, space)]
 
     def _make_scheduler(self) -> EpochScheduler:
         settings, goal, record = self._sweep.settings, self._sweep.goal, self._record
@@ -141,21 +182,24 @@ class Driver:
         if settings.halving is None:
             return EpochScheduler(goal, record, settings)
         if settings.halving.pauses:
-            return PromotionASHA(goal, record, settings, self._on_trial_pause)
+            notify = self._parts.progress.on_notice
+            return PromotionASHA(goal, record, settings, self._on_trial_pause, notify)
         return StoppingASHA(goal, record, settings)
 
-    def _make_tuner(
-        self, trainable: Any, resources: Resources, monitor: ClusterMonitor
-    ) -> tune.Tuner:
-        settings, goal = self._sweep.settings, self._sweep.goal
-        queue = TrialQueue(
+    def _make_queue(self, monitor: ClusterMonitor) -> TrialQueue:
+        return TrialQueue(
             self._search,
             self._scheduler,
             self._record,
             self._sweep,
             lambda: monitor.slots,
-            lambda: self._stopper.outcome is not None,
+            self._stopper,
         )
+
+    def _make_tuner(
+        self, queue: TrialQueue, trainable: Any, resources: Resources, monitor: ClusterMonitor
+    ) -> tune.Tuner:
+        settings, goal = self._sweep.settings, self._sweep.goal
         return tune.Tuner(
             tune.with_resources(trainable, resources.per_trial),
             tune_config=tune.TuneConfig(
@@ -191,27 +235,29 @@ class Driver:
         trial = self._record.trial(trial_id)
         self._parts.progress.on_trial_pause(self._sweep.goal, trial, self._best)
 
-    def _on_trial_end(self, trial: FrozenTrial) -> None:
-        self._best = self._sweep.goal.best(_complete([self._best, trial]))
-        self._parts.progress.on_trial_end(self._sweep.goal, trial, self._best)
-
 
 def _complete(trials: Sequence[FrozenTrial | None]) -> list[FrozenTrial]:
     return [t for t in trials if t is not None and t.state == TrialState.COMPLETE]
 
 
 @contextmanager
-def _pending_trials() -> Iterator[None]:
-    """Let all trials that `TrialQueue` hands out be pending at once.
+def _tune_environment() -> Iterator[None]:
+    """The environment variables that Tune reads while it runs.
 
-    Tune allows one pending trial, so that slots fill one by one, unless it limits concurrency by
-    itself; its limiter counts paused trials, and does not know of recorded ones.
+    All trials that `TrialQueue` hands out may be pending at once. Tune allows one, so that slots
+    fill one by one, unless it limits concurrency by itself; its limiter counts paused trials, and
+    does not know of recorded ones.
+
+    A report without the metric passes. Tune would end the sweep.
     """
-    name = "TUNE_MAX_PENDING_TRIALS_PG"
-    before = os.environ.get(name)
-    os.environ[name] = before or str(sys.maxsize)
+    wanted = {
+        "TUNE_MAX_PENDING_TRIALS_PG": str(sys.maxsize),
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    }
+    added = {name: value for name, value in wanted.items() if not os.environ.get(name)}
+    os.environ.update(added)
     try:
         yield
     finally:
-        if before is None:
+        for name in added:
             del os.environ[name]

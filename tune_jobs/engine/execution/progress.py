@@ -29,10 +29,10 @@ class LineProgress:
 
 def format_trial(goal: Goal, trial: FrozenTrial, best: FrozenTrial | None) -> str:
     """Number, state, value, parameters and the best so far, as Optuna's own log has them."""
-    curve = trial.intermediate_values
+    curve, score = trial.intermediate_values, goal.score(trial)
     epoch = goal.best_epoch(curve)
-    value = "" if epoch is None else f" with value {curve[epoch]:.5g}"
-    if len(curve) > 1:
+    value = "" if score is None else f" with value {score:.5g}"
+    if len(curve) > 1 and epoch is not None and curve[epoch] == score:
         value += f" at epoch {epoch}"
     params = format_config(trial.params)
     line = f"Trial {trial.number} {_state_of(trial)}{value} and parameters {params}."

@@ -21,13 +21,14 @@ from tune_jobs.engine.execution.internals import (
     register_checkpoint,
     stop_waiting_for_reset,
 )
+from tune_jobs.engine.execution.stopper import SweepStopper
 from tune_jobs.engine.search.epochs import EpochScheduler
 from tune_jobs.engine.search.failures import outcome_of_failed
 from tune_jobs.engine.search.study_search import StudySearch
 from tune_jobs.engine.store.checkpoints import Shelf
 from tune_jobs.engine.store.configs import config_of
 from tune_jobs.engine.store.opening import OpenSweep
-from tune_jobs.engine.store.record import Record, id_of, results_of
+from tune_jobs.engine.store.record import Record, id_of, reports_of
 
 __all__ = ["SweepTrial", "TrialQueue"]
 
@@ -51,11 +52,14 @@ class SweepTrial(Trial):
     def handle_error(self, exc: Any = None) -> None:
         super().handle_error(exc)
         self.error = exc
+        outcome = outcome_of_failed(self)
+        if self.error_file and outcome.kind != "error":
+            Path(self.error_file).write_text(f"{outcome.traceback}\n")  # Ray's adds its own frames
         if self.controller is None:
             return
         # Otherwise Tune would wait for the process forever.
         stop_waiting_for_reset(self.controller, self)
-        if self.status == Trial.PENDING and outcome_of_failed(self).cause == Cause.CLUSTER:
+        if self.status == Trial.PENDING and outcome.cause == Cause.CLUSTER:
             self.run_metadata.num_failures -= 1  # it died once
             keep_running(self.controller, self)  # otherwise it would not recover
 
@@ -85,7 +89,11 @@ class TrialQueue(Transient, SearchGenerator):
         record: The record of the sweep.
         sweep: What is searched, and the folder with the checkpoints.
         slots: Tells how many trials may run in parallel now.
-        must_end: Tells whether the sweep has to end; it may have to as soon as it is resumed.
+        stopper: Tells whether the sweep has to end, which it may have to as soon as it is resumed,
+            and whether new trials may start.
+
+    Attributes:
+        is_exhausted: Whether the search has nothing left to try.
     """
 
     def __init__(
@@ -95,14 +103,14 @@ class TrialQueue(Transient, SearchGenerator):
         record: Record,
         sweep: OpenSweep,
         slots: Callable[[], int],
-        must_end: Callable[[], bool],
+        stopper: SweepStopper,
     ) -> None:
         super().__init__(search)
         self._scheduler = scheduler
         self._record = record
         self._sweep = sweep
         self._slots = slots
-        self._must_end = must_end
+        self._stopper = stopper
         self._shelf = Shelf(sweep.folder.filesystem, sweep.folder.path)
         recorded = record.started()
         # Trials that need no slot come first: Tune's results are to hold all trials.
@@ -110,7 +118,7 @@ class TrialQueue(Transient, SearchGenerator):
         self._num_started = len(recorded)
         self._spec: dict[str, Any] = {}
         self._unfinished: set[str] = set()
-        self._is_exhausted = False  # the search has nothing left
+        self.is_exhausted = False
         self._is_over = False  # Tune has ended the sweep
 
     def add_configurations(self, experiments: Any) -> None:
@@ -121,19 +129,20 @@ class TrialQueue(Transient, SearchGenerator):
     def next_trial(self) -> Trial | None:
         if self._recorded and not self._needs_slot(self._recorded[0]):
             return self._restore(self._recorded.popleft())
-        if self._must_end():
+        if self._stopper.outcome is not None:
             self.set_finished()  # otherwise Tune would wait here for minutes
         num_running = len(self._unfinished) - self._scheduler.num_paused
         if self.is_finished() or num_running >= self._slots():
             return None
         if self._recorded:
             return self._restore(self._recorded.popleft())
-        is_last = self._none_left and not num_running
+        may_start = not (self._none_left or self._stopper.holds_back)
+        is_last = not may_start and not num_running
         if self._scheduler.promote(is_last):
             return None
         if is_last:
             self._scheduler.stop_paused()
-        return None if self._none_left else self._suggest()
+        return self._suggest() if may_start else None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -158,7 +167,7 @@ class TrialQueue(Transient, SearchGenerator):
     def _none_left(self) -> bool:
         """Whether no further trial is to start."""
         is_full = self._num_started >= self.total_samples
-        return not self._recorded and (is_full or self._is_exhausted)
+        return not self._recorded and (is_full or self.is_exhausted)
 
     def _needs_slot(self, recorded: FrozenTrial) -> bool:
         is_finished = recorded.state.is_finished()
@@ -168,7 +177,7 @@ class TrialQueue(Transient, SearchGenerator):
         trial_id = Trial.generate_id()
         config = self.searcher.suggest(trial_id)
         if config == Searcher.FINISHED:
-            self._is_exhausted = True
+            self.is_exhausted = True
             return None
         self._num_started += 1
         recorded = self._record.trial(trial_id)
@@ -180,30 +189,31 @@ class TrialQueue(Transient, SearchGenerator):
     def _restore(self, recorded: FrozenTrial) -> Trial:
         trial = self._make(id_of(recorded), config_of(recorded, self._sweep.space))
         trial.init_local_path()
-        results = results_of(recorded)
-        kept = self._shelf.of(trial.storage.trial_dir_name, results)
+        reports = reports_of(recorded)
+        kept = self._shelf.of(trial.storage.trial_dir_name, reports)
         self._shelf.remove_others(trial.storage.trial_dir_name, kept.values())
-        for epoch, path in kept.items():
+        for number, path in kept.items():
             checkpoint = Checkpoint(path, self._shelf.filesystem)
-            register_checkpoint(trial, checkpoint, dict(results[epoch]))
+            register_checkpoint(trial, checkpoint, dict(reports[number]))
         if recorded.state.is_finished():
-            self._end(trial, recorded, results)
+            self._end(trial, recorded, reports)
         else:
-            # Epochs beyond the last checkpoint are trained again.
-            results = {epoch: r for epoch, r in results.items() if epoch <= max(kept, default=0)}
+            # What was reported after the last checkpoint is trained again.
+            last = max(kept, default=0)
+            reports = {number: report for number, report in reports.items() if number <= last}
             self._unfinished.add(trial.trial_id)
             if not self._needs_slot(recorded):
                 trial.set_status(Trial.PAUSED)
-                write_results(trial, results)  # it may never start again
-        for result in results.values():
-            trial.update_last_result(dict(result))
+                write_results(trial, reports.values())  # it may never start again
+        for report in reports.values():
+            trial.update_last_result(dict(report))
         return trial
 
     def _end(
-        self, trial: Trial, recorded: FrozenTrial, results: Mapping[int, dict[str, Any]]
+        self, trial: Trial, recorded: FrozenTrial, reports: Mapping[int, dict[str, Any]]
     ) -> None:
         # When the driver died, its logs may have been in Ray's staging folder only.
-        write_results(trial, results)
+        write_results(trial, reports.values())
         outcome = outcome_of(recorded)
         if outcome is None or not outcome.is_failure:
             trial.set_status(Trial.TERMINATED)

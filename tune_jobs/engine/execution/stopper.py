@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune import Callback, Stopper
 
 from tune_jobs.engine.core.errors import MetricNotLoggedError
-from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, has_failed
+from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, has_failed, outcome_of
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.search.epochs import EpochScheduler
@@ -55,35 +55,52 @@ class SweepStopper(Transient, Stopper):
         self._deadline = time.monotonic() + (settings.time_budget_s or math.inf)
         self._is_interrupted = False
         self._is_ending = False
-        complete = (trial.state == TrialState.COMPLETE for trial in record.trials())
-        self.watcher = FailureWatcher(record, num_successes=sum(complete))
+        self._decided: Outcome | None = None
+        self._failures = _Failures(record)
+        self.watcher = FailureWatcher(record)
 
     @property
     def outcome(self) -> Outcome | None:
         """Why the sweep has to end early; None: it continues.
 
-        If nothing more can be recorded, it has a message, in a sentence.
+        The first reason stands, unless nothing more can be recorded: that has a message, in a
+        sentence, and is what the user has to know.
         """
+        if self._decided is None:
+            self._decided = self._find_outcome()
+        return self.trouble or self._decided
+
+    @property
+    def trouble(self) -> Outcome | None:
+        """Why nothing more can be recorded; None: it can."""
         if self._lost.is_set():
             message = "another driver has taken over the sweep; this one ends and changes nothing."
             return Outcome.of(Kind.LOCK_LOST, message)
         trouble = self._record.trouble or self.watcher.storage_failure
-        if trouble is not None:
-            return Outcome.of(Kind.STORAGE, f"{trouble}.")
-        if self._is_interrupted:
-            return Outcome.of(Kind.INTERRUPTED)
-        if self._scheduler.has_reached:
-            return Outcome.of(Kind.OTHER_GOOD_ENOUGH)
-        # A paused trial has trained well, but is no success yet.
-        if self.watcher.is_hopeless and self._scheduler.is_settled:
-            return Outcome.of(Kind.FAILURES)
-        if time.monotonic() > self._deadline:
-            return Outcome.of(Kind.TIME_BUDGET)
-        return None
+        return None if trouble is None else Outcome.of(Kind.STORAGE, f"{trouble}.")
+
+    @property
+    def decided(self) -> Outcome | None:
+        """Why the sweep was ended early; None: it was not."""
+        return self.trouble or self._decided
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether no new trial may start: all that ended have failed, and what runs has not come
+        further than those."""
+        return self._failures.is_hopeless and not self._failures.any_ahead()
 
     def interrupt(self) -> None:
         """End the sweep; called by a signal."""
         self._is_interrupted = True
+
+    def fail(self, outcome: Outcome) -> None:
+        """End the sweep because of an error that is no trial's."""
+        self._decided = self._decided or outcome
+
+    def on_trial_end(self, trial: FrozenTrial) -> None:
+        """Take in that a trial has ended, and is recorded."""
+        self._failures.count(trial)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -96,31 +113,72 @@ class SweepStopper(Transient, Stopper):
             self.watcher.kill_later(KILL_AFTER_S)
         return True
 
+    def _find_outcome(self) -> Outcome | None:
+        if self._is_interrupted:
+            return Outcome.of(Kind.INTERRUPTED)
+        if self._scheduler.has_reached:
+            return Outcome.of(Kind.OTHER_GOOD_ENOUGH)
+        if self._failures.is_hopeless and not self._record.running():
+            return Outcome.of(Kind.FAILURES)
+        if time.monotonic() > self._deadline:
+            return Outcome.of(Kind.TIME_BUDGET)
+        return None
+
+
+class _Failures:
+    """Counts failed trials until one succeeds.
+
+    A trial succeeds if it is trained to its end: one that was stopped or has diverged is no
+    success, and no failure either.
+
+    Args:
+        record: The record of the sweep; failures of earlier drivers do not count, since the user
+            may have mended what failed.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._num_failures = 0
+        self._furthest = 0  # the last epoch of any failed trial
+        self._metric_missing = False
+        self._any_complete = any(t.state == TrialState.COMPLETE for t in record.started())
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the code is at fault, not the configs. A metric that is never logged is missing
+        in every trial: one failure is enough."""
+        too_many = self._num_failures >= MAX_FAILURES_WITHOUT_SUCCESS
+        return not self._any_complete and (self._metric_missing or too_many)
+
+    def count(self, trial: FrozenTrial) -> None:
+        self._any_complete |= trial.state == TrialState.COMPLETE
+        outcome = outcome_of(trial)
+        if outcome is None or not outcome.is_failure:
+            return
+        self._num_failures += 1
+        self._furthest = max([self._furthest, *trial.intermediate_values])
+        self._metric_missing |= outcome.kind == MetricNotLoggedError.__name__
+
+    def any_ahead(self) -> bool:
+        """Whether a trial that has not ended has come further than all that failed."""
+        curves = (trial.intermediate_values for trial in self._record.running())
+        return any(max(curve, default=0) > self._furthest for curve in curves)
+
 
 class FailureWatcher(Transient, Callback):
-    """Counts failed trials until one succeeds; keeps track of running ones.
+    """Sees the storage fail, and keeps track of running trials.
 
     Args:
         record: The record of the sweep.
-        num_successes: Trials that succeeded under earlier drivers.
 
     Attributes:
         storage_failure: The first error of the storage, as text, or None.
     """
 
-    def __init__(self, record: Record, num_successes: int) -> None:
+    def __init__(self, record: Record) -> None:
         self.storage_failure: str | None = None
         self._record = record
-        self._num_failures = 0
-        self._num_successes = num_successes
-        self._metric_missing = False
         self._trials: list[Any] = []
-
-    @property
-    def is_hopeless(self) -> bool:
-        """A metric that is never logged is missing in every trial: one failure is enough."""
-        too_many = self._num_failures >= MAX_FAILURES_WITHOUT_SUCCESS
-        return self._num_successes == 0 and (self._metric_missing or too_many)
 
     def kill_later(self, delay_s: float) -> None:
         """End the processes of the trials that run now, if they still exist after the delay.
@@ -142,9 +200,6 @@ class FailureWatcher(Transient, Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._trials = trials
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._num_successes += 1
-
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         outcome = outcome_of_failed(trial)
         if outcome.cause == Cause.STORAGE:
@@ -156,9 +211,6 @@ class FailureWatcher(Transient, Callback):
             warnings.warn(
                 f"a callback failed as trial {recorded.number} ended: {error}", stacklevel=2
             )
-            return
-        self._num_failures += 1
-        self._metric_missing |= outcome.kind == MetricNotLoggedError.__name__
 
 
 @contextlib.contextmanager

@@ -11,10 +11,17 @@ from optuna.trial import FrozenTrial
 from ray.tune import Checkpoint, ResultGrid
 
 from tune_jobs.engine.core.errors import SweepFailedError
+from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import BEST_FILE, CHECKPOINT_FILE, trial_folder
 from tune_jobs.engine.core.outcome import Kind, Outcome, has_failed
-from tune_jobs.engine.report.failures import explain_failure, log_of
-from tune_jobs.engine.report.files import make_row, write_best, write_checkpoint, write_rows
+from tune_jobs.engine.report.failures import describe_failure, explain_failure
+from tune_jobs.engine.report.files import (
+    epoch_of_score,
+    make_row,
+    write_best,
+    write_checkpoint,
+    write_rows,
+)
 from tune_jobs.engine.report.result import SweepResult
 from tune_jobs.engine.store.configs import config_of
 from tune_jobs.engine.store.folder import SweepFolder
@@ -33,7 +40,7 @@ def collect_results(
     record: Record,
     workload: Workload,
     grid: ResultGrid,
-    ended: Outcome | None,
+    ended: Outcome,
 ) -> SweepResult:
     """Find the winner, test it once, and write the files.
 
@@ -42,28 +49,29 @@ def collect_results(
         record: What has happened.
         workload: What the trials trained.
         grid: Ray's own results.
-        ended: What ended the sweep early; None: nothing did.
+        ended: Why the sweep ended.
 
     Raises:
-        SweepFailedError: No trial has a score; trials.csv is written nevertheless. Or a file cannot
+        SweepFailedError: There is no winner; trials.csv is written nevertheless. Or a file cannot
             be written; its old contents remain.
     """
     folder, goal, trials = sweep.folder, sweep.goal, record.started()
     configs = {trial.number: config_of(trial, sweep.space) for trial in trials}
     rows = [make_row(goal, trial, configs[trial.number], ended) for trial in trials]
     write_rows(folder, rows)
-    winner = goal.best(trials)
-    best_epoch = None if winner is None else goal.best_epoch(winner.intermediate_values)
-    if winner is None or best_epoch is None:
-        raise SweepFailedError(explain_failure(folder.uri, rows, trials), folder.uri, ended)
-    checkpoint, test = None, None
+    winner = _find_winner(goal, trials, ended)
+    score = None if winner is None else goal.score(winner)
+    if winner is None or score is None:
+        message = explain_failure(folder.uri, rows, trials, ended)
+        raise SweepFailedError(message, folder.uri, ended)
+    best_epoch = goal.best_epoch(winner.intermediate_values)
+    checkpoint, test = _checkpoint_of(winner, best_epoch, folder), None
     job = workload.job
-    if job.is_lightning:
-        checkpoint = _checkpoint_of(winner, best_epoch, folder)
+    if job.is_lightning and checkpoint is not None:
         content = _read_checkpoint(checkpoint)
         write_checkpoint(folder, content)
         test = _known_test(folder.local, winner.number, best_epoch)
-        if test is None and (ended is None or ended.kind != Kind.INTERRUPTED):
+        if test is None and ended.kind != Kind.INTERRUPTED:
             test = _try_test(content, job, configs[winner.number], workload)
     result = SweepResult(
         path=folder.uri,
@@ -71,8 +79,8 @@ def collect_results(
         settings=sweep.settings,
         resources=workload.resources,
         best_config=configs[winner.number],
-        best_score=winner.intermediate_values[best_epoch],
-        best_epoch=best_epoch,
+        best_score=score,
+        best_epoch=epoch_of_score(goal, winner),
         best_trial=winner.number,
         best_state=winner.state.name,
         best_checkpoint=checkpoint,
@@ -81,7 +89,9 @@ def collect_results(
         study=copy_to_memory(record.storage, sweep.name) if folder.is_remote else record.study,
         result_grid=grid,
         rows=rows,
-        logs={t.number: log_of(folder.uri, t) for t in trials if has_failed(t)},
+        foreign=[trial.number for trial in record.foreign()],
+        is_lightning=job.is_lightning,
+        failures={t.number: describe_failure(folder.uri, t) for t in trials if has_failed(t)},
         seconds=time.monotonic() - sweep.opened,
         ended=ended,
     )
@@ -89,13 +99,22 @@ def collect_results(
     return result
 
 
-def _checkpoint_of(trial: FrozenTrial, epoch: int, folder: SweepFolder) -> Checkpoint:
-    name = results_of(trial)[epoch]["checkpoint_dir_name"]
-    path = f"{folder.path}/{trial_folder(trial.number)}/{name}"
-    return Checkpoint(path, folder.filesystem)
+def _find_winner(goal: Goal, trials: list[FrozenTrial], ended: Outcome) -> FrozenTrial | None:
+    """The best trial that has ended. If the user ended the sweep and none has, the best so far."""
+    finished = [trial for trial in trials if trial.state.is_finished()]
+    by_user = ended.kind in (Kind.INTERRUPTED, Kind.TIME_BUDGET)
+    return goal.best(finished) or (goal.best(trials) if by_user else None)
 
 
-def _known_test(folder: Path, trial: int, epoch: int) -> dict[str, float] | None:
+def _checkpoint_of(trial: FrozenTrial, epoch: int | None, folder: SweepFolder) -> Checkpoint | None:
+    """The checkpoint of an epoch; None: a function reported none with it."""
+    name = None if epoch is None else results_of(trial)[epoch].get("checkpoint_dir_name")
+    if name is None:
+        return None
+    return Checkpoint(f"{folder.path}/{trial_folder(trial.number)}/{name}", folder.filesystem)
+
+
+def _known_test(folder: Path, trial: int, epoch: int | None) -> dict[str, float] | None:
     """The winner's test, if an earlier driver made it: the test set is read once."""
     try:
         best = json.loads((folder / BEST_FILE).read_text())

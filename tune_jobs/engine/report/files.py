@@ -19,14 +19,14 @@ from tune_jobs.engine.core.layout import BEST_CHECKPOINT_FILE, BEST_FILE, TRIALS
 from tune_jobs.engine.core.outcome import Kind, Outcome, has_failed, outcome_of
 from tune_jobs.engine.report.result import SweepResult
 from tune_jobs.engine.store.folder import SweepFolder, write_whole
-from tune_jobs.engine.store.record import results_of
+from tune_jobs.engine.store.record import duration_of, reports_of, results_of, returned_by
 from tune_jobs.engine.trainable.jobs import Workload
 
-__all__ = ["make_row", "write_best", "write_checkpoint", "write_rows"]
+__all__ = ["epoch_of_score", "make_row", "write_best", "write_checkpoint", "write_rows"]
 
 
 def make_row(
-    goal: Goal, trial: FrozenTrial, config: dict[str, Any], ended: Outcome | None
+    goal: Goal, trial: FrozenTrial, config: dict[str, Any], ended: Outcome
 ) -> dict[str, Any]:
     """A trial's row in trials.csv, column -> value.
 
@@ -34,23 +34,29 @@ def make_row(
         goal: What is optimized.
         trial: The recorded trial.
         config: Its config.
-        ended: What ended the sweep early, for a trial that it cut short.
+        ended: Why the sweep ended, for a trial that it cut short.
     """
-    results, curve = results_of(trial), trial.intermediate_values
-    last = results[max(results)] if results else {}
-    best_epoch = goal.best_epoch(curve)
+    reports = list(reports_of(trial).values())
     outcome = outcome_of(trial) or ended
     return {
         "trial": trial.number,
         "state": "FAIL" if has_failed(trial) else trial.state.name,
-        "reason": None if outcome is None else str(outcome.kind),
-        "epochs": max(results, default=0),
-        "best_epoch": best_epoch,
-        "score": None if best_epoch is None else curve[best_epoch],
-        "seconds": round(last.get("time_total_s", 0.0), 3),
-        "node": last.get("hostname"),
+        "reason": str(outcome.kind),
+        "epochs": max(results_of(trial), default=0),
+        "best_epoch": epoch_of_score(goal, trial),
+        "score": goal.score(trial),
+        "duration_s": duration_of(trial),
+        "node": reports[-1].get("hostname") if reports else None,
         **{f"config/{name}": value for name, value in flatten_dict(config).items()},
     }
+
+
+def epoch_of_score(goal: Goal, trial: FrozenTrial) -> int | None:
+    """The epoch at which a trial reported its score; None: it has none, or was returned."""
+    score, epoch = goal.score(trial), goal.best_epoch(trial.intermediate_values)
+    is_reported = epoch is not None and trial.intermediate_values[epoch] == score
+    was_returned = goal.metric in (returned_by(trial) or {})
+    return epoch if is_reported and not was_returned else None
 
 
 def write_rows(folder: SweepFolder, rows: list[dict[str, Any]]) -> None:

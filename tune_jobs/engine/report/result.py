@@ -24,18 +24,20 @@ class SweepResult:
         settings: What the user set.
         resources: What each trial held.
         best_config: The winner's config.
-        best_score: Its best score; on validation data, where there are epochs.
-        best_epoch: The epoch of that score.
+        best_score: Its score: what its function returned, else the best that it reported.
+        best_epoch: The epoch at which it was reported; None: it was returned.
         best_trial: Its number.
         best_state: "COMPLETE"; if no trial was, "PRUNED", or "RUNNING" for one to be resumed.
-        best_checkpoint: Its checkpoint of that epoch; None for a plain function.
+        best_checkpoint: Its checkpoint of its best epoch; None: its function reported none.
         test: The winner's test, metric -> value; None if there was none.
-        study: The Optuna study; its `best_params` and `best_value` agree with the above.
+        study: The Optuna study.
         result_grid: Ray's own results.
         rows: The rows of trials.csv.
-        logs: The paths of failed trials' logs, and what else helps, by trial number.
+        foreign: The numbers of trials in the study that are not the sweep's own.
+        is_lightning: Whether the trials trained a LightningModule.
+        failures: What each failed trial failed of, and where its log is, by trial number.
         seconds: Wall-clock time of this driver.
-        ended: What ended the sweep early; None: nothing did.
+        ended: Why the sweep ended.
     """
 
     path: str
@@ -44,7 +46,7 @@ class SweepResult:
     resources: Resources
     best_config: dict[str, Any]
     best_score: float
-    best_epoch: int
+    best_epoch: int | None
     best_trial: int
     best_state: str
     best_checkpoint: Checkpoint | None
@@ -52,9 +54,11 @@ class SweepResult:
     study: optuna.Study = field(repr=False)
     result_grid: ResultGrid = field(repr=False)
     rows: list[dict[str, Any]] = field(repr=False)
-    logs: dict[int, str] = field(repr=False)
+    foreign: list[int]
+    is_lightning: bool
+    failures: dict[int, str] = field(repr=False)
     seconds: float
-    ended: Outcome | None = None
+    ended: Outcome
 
     @property
     def max_epochs(self) -> int | None:
@@ -65,4 +69,4 @@ class SweepResult:
     @property
     def is_resumable(self) -> bool:
         """Whether there are trials left that `--resume` would run."""
-        return self.ended is not None and self.ended.is_resumable
+        return self.ended.is_resumable

@@ -12,29 +12,62 @@ __all__ = ["format_summary"]
 
 def format_summary(result: SweepResult) -> str:
     """The result of a sweep in a few lines."""
-    where = f" at epoch {result.best_epoch} (validation)" if result.max_epochs else ""
+    epoch = "" if result.best_epoch is None else f" at epoch {result.best_epoch}"
+    where = f"{epoch} (validation)" if result.is_lightning else epoch
     lines = [
         "",
         f"Best config: {format_config(result.best_config)}",
         f"{result.goal.metric}: {result.best_score:.5g}{where}, trial {result.best_trial}",
+        *_caveat(result),
     ]
-    if result.best_state != "COMPLETE":
-        lines.append("  This trial was not trained to its end; no trial was.")
     if result.test:
         lines.append("Test: " + ", ".join(f"{k} {v:.5g}" for k, v in result.test.items()))
-    lines.append(_format_counts(result.rows))
-    lines += [
-        f"  trial {row['trial']}: {row['reason']}, see {result.logs.get(row['trial'], 'no log')}"
-        for row in result.rows
-        if row["state"] == "FAIL"
-    ]
+    lines += [_format_counts(result.rows), *_format_failures(result), *_format_foreign(result)]
     if result.max_epochs:
         spent = sum(row["epochs"] for row in result.rows)
         lines.append(f"Epochs: {spent} of {result.max_epochs * len(result.rows)}")
-    lines += [f"Seconds: {result.seconds:.1f}", f"Results: {result.path}"]
+    lines += [
+        f"Ended: {_format_end(result)}",
+        f"Seconds: {result.seconds:.1f}",
+        f"Results: {result.path}",
+    ]
     if _trained_beside_its_gpu(result):
         lines.append("Note: trials held shares of GPUs, but torch found no GPU: they ran on CPUs.")
     return "\n".join(lines)
+
+
+def _caveat(result: SweepResult) -> list[str]:
+    if result.best_state == "RUNNING":
+        return ["  The best so far: this trial has not ended, and no trial has."]
+    if result.best_state != "COMPLETE":
+        return ["  This trial was not trained to its end; no trial was."]
+    return []
+
+
+def _format_end(result: SweepResult) -> str:
+    """Why the sweep ended, in words."""
+    ended = result.ended
+    num_trials = len(result.rows)
+    words: dict[str, str] = {
+        Kind.ALL_DONE: f"all {num_trials} trials are done",
+        Kind.EXHAUSTED: f"the space is exhausted: each of its configs was tried, {num_trials}",
+        Kind.TIME_BUDGET: "the time budget is spent",
+        Kind.INTERRUPTED: "interrupted",
+        Kind.OTHER_GOOD_ENOUGH: f"a trial reached {result.settings.stop_at}, the score to stop at",
+        Kind.FAILURES: f"stopped early: {ended.message}",
+    }
+    return words.get(ended.kind, ended.message or str(ended.kind))
+
+
+def _format_failures(result: SweepResult) -> list[str]:
+    return [f"  trial {number}: {text}" for number, text in result.failures.items()]
+
+
+def _format_foreign(result: SweepResult) -> list[str]:
+    if not result.foreign:
+        return []
+    numbers = ", ".join(map(str, result.foreign))
+    return [f"Not of this sweep: trials {numbers}, which were added to its study by hand"]
 
 
 def _format_counts(rows: list[dict[str, Any]]) -> str:
@@ -45,7 +78,9 @@ def _format_counts(rows: list[dict[str, Any]]) -> str:
         f"{states['FAIL']} failed"
     )
     for reason, count in reasons.items():
-        if reason != Kind.ASHA and not Outcome.of(Kind(reason)).is_complete:
+        if reason == Kind.PRUNED:
+            text += f", {count} pruned by their own code"
+        elif reason != Kind.ASHA and not Outcome.of(Kind(reason)).is_complete:
             text += f", {count} ended by {reason}"
     return text + (f", {states['RUNNING']} unfinished" if states["RUNNING"] else "")
 

@@ -4,31 +4,33 @@
 `PromotionASHA` pauses every trial at its rung, and a free slot resumes the best of them.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from tune_jobs.engine.core.goal import ENDS_ITSELF, Goal
+from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.result import CANNOT_RESUME, ENDS_ITSELF, epoch_of
 from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.search.epochs import EpochScheduler
 from tune_jobs.engine.search.internals import pause_pending
 from tune_jobs.engine.store.record import Record, id_of, promoted_from
 
-__all__ = ["ASHA", "PromotionASHA", "StoppingASHA"]
+__all__ = ["PromotionASHA", "StoppingASHA"]
 
 
-class ASHA(EpochScheduler):
-    """Asynchronous successive halving (https://arxiv.org/abs/1810.05934): what both kinds share.
+class StoppingASHA(EpochScheduler):
+    """Asynchronous successive halving (https://arxiv.org/abs/1810.05934) as Ray has it.
 
-    Unlike Ray's `ASHAScheduler` it records a trial at the highest rung that it has reached and at
-    no lower one, and it loses no rung to rounding.
+    At each rung a trial continues or stops, at once and for good: it continues if its score is
+    within the best 1 / `reduction_factor` of those recorded there before it; the first trial always
+    does. Its decisions are those of Ray's `ASHAScheduler`, except that a trial is recorded at the
+    highest rung that it has reached and at no lower one, and that no rung is lost to rounding.
 
     Args:
         goal: What is optimized.
@@ -56,26 +58,15 @@ class ASHA(EpochScheduler):
             return Kind.ASHA
         return stop
 
-    @abstractmethod
     def _may_continue(self, trial_id: str, rung: int) -> bool:
         """Whether a trial that has just reached a rung need not stop there."""
-
-
-class StoppingASHA(ASHA):
-    """ASHA as Ray has it: at each rung a trial continues or stops, at once and for good.
-
-    It continues if its score is within the best 1 / `reduction_factor` of those recorded there
-    before it; the first trial always does. Its decisions are Ray's wherever Ray's are right.
-    """
-
-    def _may_continue(self, trial_id: str, rung: int) -> bool:
         gains = self.rungs.gains(rung)
         own = gains.pop(trial_id)
         percentile = (1 - 1 / self._factor) * 100
         return not gains or own >= float(np.percentile(list(gains.values()), percentile))
 
 
-class PromotionASHA(ASHA):
+class PromotionASHA(StoppingASHA):
     """ASHA as its paper has it (Algorithm 2): trials pause at rungs, and the best are promoted.
 
     A trial that reaches a rung pauses with its checkpoint. A free slot resumes the best trial that
@@ -88,9 +79,14 @@ class PromotionASHA(ASHA):
     when nothing runs and no trial has been trained to its end, the best of the highest rung is
     promoted, so that a sweep with too few trials does not leave the last rung empty.
 
+    Trials that could not be resumed cannot pause: a function need not report checkpoints. If the
+    first trial at a rung says so, no trial of the sweep pauses, and they are stopped as
+    `StoppingASHA` has it. If a later one does, that one continues.
+
     Args:
-        goal, record, settings: As for `ASHA`.
+        goal, record, settings: As for `StoppingASHA`.
         on_pause: Called with the id of each trial that pauses, after its result is recorded.
+        notify: Called with a line for the user.
     """
 
     def __init__(
@@ -99,9 +95,12 @@ class PromotionASHA(ASHA):
         record: Record,
         settings: Settings,
         on_pause: Callable[[str], None] = lambda trial_id: None,
+        notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(goal, record, settings)
         self._on_pause = on_pause
+        self._notify = notify
+        self._stops_only = record.stops_only
         self._paused: dict[str, Trial] = {}
         self._saving: list[Trial] = []  # those of them that Tune still saves
         self._resuming: list[Trial] = []  # promoted, and not yet given to Tune
@@ -121,7 +120,7 @@ class PromotionASHA(ASHA):
         return not self._paused and not self._resuming
 
     def is_paused(self, trial_id: str) -> bool:
-        return self.rungs.is_paused(trial_id)
+        return not self._stops_only and self.rungs.is_paused(trial_id)
 
     def promote(self, is_last: bool) -> bool:
         trial = self._find(self._factor)
@@ -162,10 +161,12 @@ class PromotionASHA(ASHA):
         self._paused[trial.trial_id] = trial
         # A trial that one of its callbacks ends here would have forgotten so after a pause. And
         # the best one would be resumed in the slot that it has: no need to pause it.
-        if result.get(ENDS_ITSELF) or self._find(self._factor) is trial:
+        must_continue = ENDS_ITSELF in result or CANNOT_RESUME in result
+        if must_continue or self._find(self._factor) is trial:
             self._promote(trial)
             return decision
         self._saving.append(trial)
+        self._record.pause(trial.trial_id, self.rungs.highest(trial.trial_id))
         self._on_pause(trial.trial_id)
         pause: str = TrialScheduler.PAUSE
         return pause
@@ -186,8 +187,26 @@ class PromotionASHA(ASHA):
 
     def _restore(self, trial: FrozenTrial) -> None:
         super()._restore(trial)
-        outcome = self._record.decided(id_of(trial))
+        trial_id = id_of(trial)
+        outcome = self._record.decided(trial_id)
         self._any_complete |= outcome is not None and outcome.is_complete
+        rung = self.rungs.highest(trial_id) if self.is_paused(trial_id) else None
+        if trial.state == TrialState.RUNNING and trial.user_attrs.get("paused_at") != rung:
+            self._record.pause(trial_id, rung)  # the driver died between the two
+
+    def _decide(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> Kind | None:
+        if CANNOT_RESUME in result and self._is_first(epoch_of(result)):
+            self._stops_only = True
+            self._record.stop_only()
+            self._notify(
+                f"ASHA stops trials for good instead of pausing them: {result[CANNOT_RESUME]}"
+            )
+        return super()._decide(tune_controller, trial, result)
+
+    def _is_first(self, epoch: int) -> bool:
+        """Whether a trial that reports this epoch is the first at any rung."""
+        none_there = not any(self.rungs.num_reached(rung) for rung in self.rungs.epochs)
+        return none_there and self.rungs.reached_by(epoch) is not None
 
     def _judge(self, trial_id: str, epoch: int, score: float) -> Kind | None:
         stop = super()._judge(trial_id, epoch, score)
@@ -195,7 +214,7 @@ class PromotionASHA(ASHA):
         return stop
 
     def _may_continue(self, trial_id: str, rung: int) -> bool:
-        return True
+        return not self._stops_only or super()._may_continue(trial_id, rung)
 
     def _find(self, factor: float) -> Trial | None:
         """The best paused trial among the best 1 / factor of its rung, the highest rung first."""
@@ -207,6 +226,8 @@ class PromotionASHA(ASHA):
 
     def _promote(self, trial: Trial) -> None:
         self._record.promote(trial.trial_id, self.rungs.promote(trial.trial_id))
+        if self._record.trial(trial.trial_id).user_attrs.get("paused_at") is not None:
+            self._record.pause(trial.trial_id, None)
         del self._paused[trial.trial_id]
 
     def _forget(self, trial: Trial) -> None:

@@ -8,8 +8,9 @@ from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune_jobs.engine.core.goal import Goal, epoch_of
-from tune_jobs.engine.core.outcome import Cause, Kind
+from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.result import PRUNED, RETURNED, epoch_of
 from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.transient import Transient
@@ -81,17 +82,33 @@ class EpochScheduler(Transient, FIFOScheduler):
             self._restore(trial)
 
     def _restore(self, trial: FrozenTrial) -> None:
-        self.has_reached |= any(map(self._is_good_enough, trial.intermediate_values.values()))
+        score = self._goal.score(trial)
+        self.has_reached |= score is not None and self._is_good_enough(score)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         trial.controller = controller_of(tune_controller)  # see `SweepTrial`
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        stop = self._decide(tune_controller, trial, result)
-        score = float(result[self._goal.metric])
-        self._record.report(trial.trial_id, score, result, stop)
+        stop = self._enter(tune_controller, trial, result)
         decision: str = TrialScheduler.CONTINUE if stop is None else TrialScheduler.STOP
         return decision
+
+    def _enter(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> Kind | None:
+        """Record a result. Returns why the trial must stop; None: it continues."""
+        if PRUNED in result:
+            self._record.decide(trial.trial_id, Outcome.of(Kind.PRUNED, result[PRUNED]))
+            return Kind.PRUNED
+        if self._goal.metric not in result:
+            self._record.report_other(trial.trial_id, result)
+            return None
+        score = float(result[self._goal.metric])
+        if RETURNED in result:  # no epoch: it is compared with nothing
+            stop = self._judge_end(score)
+            self._record.report_returned(trial.trial_id, result, stop)
+            return stop
+        stop = self._decide(tune_controller, trial, result)
+        self._record.report(trial.trial_id, score, result, stop)
+        return stop
 
     def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
         """Return None. Tune starts pending trials by itself, and Ray's method would walk through
@@ -105,14 +122,15 @@ class EpochScheduler(Transient, FIFOScheduler):
 
     def _judge(self, trial_id: str, epoch: int, score: float) -> Kind | None:
         """Why this trial must stop now; None: it continues."""
+        stop, halving = self._judge_end(score), self._settings.halving
+        if stop is None and halving is not None and epoch >= halving.max_epochs:
+            return Kind.LAST_EPOCH
+        return stop
+
+    def _judge_end(self, score: float) -> Kind | None:
         if not math.isfinite(score):
             return Kind.NAN
-        if self._is_good_enough(score):
-            return Kind.GOOD_ENOUGH
-        halving = self._settings.halving
-        if halving is not None and epoch >= halving.max_epochs:
-            return Kind.LAST_EPOCH
-        return None
+        return Kind.GOOD_ENOUGH if self._is_good_enough(score) else None
 
     def _is_good_enough(self, score: float) -> bool:
         gain, stop_at = self._goal.gain, self._settings.stop_at

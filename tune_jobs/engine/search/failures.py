@@ -8,19 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
 
-from tune_jobs.engine.core.errors import CheckpointError
+from tune_jobs.engine.core.errors import CheckpointError, TrialFailedError
+from tune_jobs.engine.core.memory import is_out_of_memory
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
 
 __all__ = ["outcome_of_failed"]
 
-OUT_OF_MEMORY_TEXTS = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "running low on memory",  # Ray's own guard of a node
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 # The disk is full, over its quota, read-only, or gone.
 STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 
@@ -34,12 +29,24 @@ def outcome_of_failed(trial: Any) -> Outcome:
     error, text = _load_error(trial)
     if error is None:
         return Outcome("error", Cause.TRIAL, "an error that only the trial could name", text)
+    if isinstance(error, TrialFailedError):
+        return _outcome_of_users_code(error, trial)
     lines = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
-    if _is_out_of_memory(error):
-        message = f"{message.rstrip('.')}. {_more_memory(trial)}"
+    if is_out_of_memory(error):
+        message = _with_advice(message, trial)
         return Outcome(Kind.OUT_OF_MEMORY, Cause.TRIAL, message, text)
     return Outcome(type(error).__name__, _cause(error), message, text)
+
+
+def _outcome_of_users_code(error: TrialFailedError, trial: Any) -> Outcome:
+    is_oom = error.kind == Kind.OUT_OF_MEMORY
+    message = _with_advice(error.message, trial) if is_oom else error.message
+    return Outcome(error.kind, Cause.TRIAL, message, error.traceback)
+
+
+def _with_advice(message: str, trial: Any) -> str:
+    return f"{message.rstrip('.')}. {_more_memory(trial)}"
 
 
 def _load_error(trial: Any) -> tuple[BaseException | None, str]:
@@ -60,18 +67,6 @@ def _cause(error: BaseException) -> Cause:
     if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:
         return Cause.STORAGE
     return Cause.TRIAL
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, OutOfMemoryError)):
-        return True
-    # By name: torch's own is a RuntimeError, and this process need not have imported torch.
-    if any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__):
-        return True
-    text = str(error)
-    return any(known in text for known in OUT_OF_MEMORY_TEXTS) or (
-        "CUDA" in text and "out of memory" in text
-    )
 
 
 def _more_memory(trial: Any) -> str:

@@ -14,8 +14,9 @@ from ray.tune.schedulers import (
 )
 
 from tune_jobs.engine.core.errors import SettingsError
-from tune_jobs.engine.core.goal import Goal, epoch_of
+from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.result import epoch_of
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.search.epochs import EpochScheduler
 from tune_jobs.engine.search.internals import forget_stop, max_epochs_of, mode_of
@@ -98,7 +99,10 @@ class StockScheduler(EpochScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         super().on_trial_complete(tune_controller, trial, result)
         outcome = self._record.decided(trial.trial_id) or Outcome.of(Kind.BY_ITSELF)
-        self._end(tune_controller, trial, _by_epochs(result), outcome)
+        # Not `result`, which may be what a function returned: that is no epoch.
+        results = results_of(self._record.trial(trial.trial_id))
+        last = _by_epochs(results[max(results)]) if results else {}
+        self._end(tune_controller, trial, last, outcome)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_error(tune_controller, trial)

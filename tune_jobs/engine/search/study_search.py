@@ -1,24 +1,42 @@
 """Optuna's search on Ray Tune: `StudySearch`."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from optuna.trial import FrozenTrial
+from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_jobs.engine.core.define_by_run import Suggested
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.result import CANNOT_RESUME, ENDS_ITSELF, EPOCH, RETURNED
 from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.search.asking import make_asker
-from tune_jobs.engine.search.view import STUDY_NAME, View
+from tune_jobs.engine.search.view import STUDY_NAME, Ending, View
 from tune_jobs.engine.store.configs import recordable
-from tune_jobs.engine.store.record import Record, id_of
+from tune_jobs.engine.store.record import Record, id_of, results_of, returned_by
 
-__all__ = ["StudySearch"]
+__all__ = ["SearchListener", "StudySearch"]
+
+# What Tune and the engine add to what a trial reports.
+ADDED = {*AUTO_RESULT_KEYS, EPOCH, RETURNED, CANNOT_RESUME, ENDS_ITSELF}
+
+
+class SearchListener:
+    """Listens to a search."""
+
+    def on_trial_end(self, trial: FrozenTrial) -> None:
+        """A trial has ended, and is recorded."""
+
+    def on_sampler_error(self, error: Exception) -> None:
+        """The sampler, or a function of the user's in it, raised as a trial ended.
+
+        The trial is recorded up to its end, and is ended when the sweep is resumed.
+        """
+        raise error
 
 
 class StudySearch(Transient, OptunaSearch):
@@ -41,7 +59,7 @@ class StudySearch(Transient, OptunaSearch):
         record: The record of the sweep, with what was entered so far.
         view: What the sampler is shown; it has the record's trials.
         seed: The sweep's.
-        on_trial_end: Called with each trial that has ended, after it is recorded.
+        listener: Listens to the search.
     """
 
     def __init__(
@@ -51,7 +69,7 @@ class StudySearch(Transient, OptunaSearch):
         record: Record,
         view: View,
         seed: int,
-        on_trial_end: Callable[[FrozenTrial], None] = lambda trial: None,
+        listener: SearchListener | None = None,
     ) -> None:
         self._searched = space
         self._goal = goal
@@ -59,9 +77,8 @@ class StudySearch(Transient, OptunaSearch):
         self._view = view
         self._asker = make_asker(space, view, seed)
         for trial in record.started():
-            if "trial_id" in trial.user_attrs:  # the sweep's own
-                self._asker.add(trial)
-        self._on_trial_end = on_trial_end
+            self._asker.add(trial)
+        self._listener = listener or SearchListener()
         # In the view's own storage: Ray's default study is called "optuna" whatever the sweep, and
         # two sweeps in one storage would mix silently.
         super().__init__(
@@ -80,7 +97,7 @@ class StudySearch(Transient, OptunaSearch):
         A trial may end in its search space, by an error there; then the record says so.
         """
         waiting = self._record.next_waiting()
-        number = self._record.num_trials if waiting is None else waiting.number
+        number = self._record.next_number if waiting is None else waiting.number
         if waiting is not None:
             suggested: Suggested | None = self._asker.ask_waiting(number, waiting)
         else:
@@ -98,7 +115,7 @@ class StudySearch(Transient, OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Show the sampler what a trial reported; the scheduler has recorded it already."""
-        if math.isfinite(float(result[self._goal.metric])):
+        if math.isfinite(float(result.get(self._goal.metric, math.nan))):
             self._view.touch(trial_id)
 
     def on_trial_complete(
@@ -114,16 +131,30 @@ class StudySearch(Transient, OptunaSearch):
         trial = self._record.trial(trial_id)
         if trial.state.is_finished():
             return
-        curve = trial.intermediate_values
-        if outcome.kind == Kind.BY_ITSELF and not curve:
-            message = "it ended and had reported nothing"
+        value = self._value_of(trial, outcome)
+        if outcome.kind == Kind.BY_ITSELF and value is None:
+            message = f"it ended and had not reported {self._goal.metric!r}"
             outcome = Outcome(Kind.SILENT, Cause.TRIAL, message)
-        # Optuna's value of a pruned trial is its last.
-        is_complete = outcome.is_complete
-        epoch = self._goal.best_epoch(curve) if is_complete else max(curve, default=None)
-        value = None if epoch is None else curve[epoch]
-        kept = self._view.end(trial_id, outcome.state, value, curve, outcome.is_crash)
-        self._on_trial_end(self._record.end(trial_id, outcome, value, kept))
+        metrics = _metrics_of(trial, self._goal)
+        ending = Ending(outcome, value, trial.intermediate_values, metrics)
+        try:
+            kept = self._view.end(trial_id, ending)
+        except Exception as error:
+            self._record.decide(trial_id, outcome)
+            self._listener.on_sampler_error(error)
+            return
+        ended = self._record.end(trial_id, outcome, value, metrics, kept)
+        self._listener.on_trial_end(ended)
+
+    def _value_of(self, trial: FrozenTrial, outcome: Outcome) -> float | None:
+        """The value of a trial that ends: what its function returned, else its best report."""
+        if outcome.is_failure:
+            return None
+        returned = returned_by(trial)
+        if returned is not None and self._goal.metric in returned:
+            value = float(returned[self._goal.metric])
+            return value if math.isfinite(value) else None
+        return self._goal.score(trial)
 
     def end_decided(self) -> None:
         """End the trials whose driver died between the recorded decision and the end."""
@@ -136,3 +167,11 @@ class StudySearch(Transient, OptunaSearch):
         """End the trials that the end of the sweep cut short; Tune reports these to no searcher."""
         for trial in self._record.running():
             self.end(id_of(trial), outcome)
+
+
+def _metrics_of(trial: FrozenTrial, goal: Goal) -> dict[str, Any]:
+    """What a trial reported with its value, without what Tune and the engine add."""
+    returned, results = returned_by(trial), results_of(trial)
+    best_epoch = goal.best_epoch(trial.intermediate_values)
+    result = returned or results.get(best_epoch or 0, {})
+    return {name: value for name, value in result.items() if name not in ADDED}

@@ -3,27 +3,43 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.outcome import outcome_of
+from tune_jobs.engine.core.outcome import Kind, Outcome, outcome_of
 from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.search.internals import show_again
 
-__all__ = ["View"]
+__all__ = ["Ending", "View"]
 
 STUDY_NAME = "view"
 VALUES_PER_PARAMETER = 3
 LEAST_LEVEL = 8  # epochs
 
 _Appearance = tuple[TrialState, float | None, Mapping[int, float]]  # state, value, curve
+
+
+class Ending(NamedTuple):
+    """How a trial ended.
+
+    Attributes:
+        outcome: Why.
+        value: Its value; None: it has none.
+        curve: Epoch -> score.
+        metrics: What it reported with its value.
+    """
+
+    outcome: Outcome
+    value: float | None
+    curve: Mapping[int, float]
+    metrics: Mapping[str, Any]
 
 
 @dataclass
@@ -166,7 +182,8 @@ class View:
             trial_id: Tune's id.
         """
         outcome = outcome_of(trial)
-        self._add(trial, trial_id, self._rungs, outcome is not None and outcome.is_crash)
+        is_last = outcome is not None and _ranks_last(outcome, trial.value)
+        self._add(trial, trial_id, self._rungs, is_last)
 
     def add_other(self, trial: FrozenTrial) -> None:
         """Show a trial of another sweep. One that has no curve has crashed."""
@@ -194,33 +211,28 @@ class View:
         """Take in that a running trial has reported."""
         self._touched.add(self._numbers[trial_id])
 
-    def end(
-        self,
-        trial_id: str,
-        state: TrialState,
-        value: float | None,
-        curve: Mapping[int, float],
-        has_crashed: bool,
-    ) -> dict[str, Any]:
+    def end(self, trial_id: str, ending: Ending) -> dict[str, Any]:
         """Show how a trial ended.
 
         Args:
             trial_id: Tune's id.
-            state: COMPLETE or PRUNED.
-            value: Its value.
-            curve: Epoch -> score.
-            has_crashed: Whether it is shown as the worst.
+            ending: How it ended. Its metrics are the trial's user attribute `metrics`, where a
+                `constraints_func` finds them.
 
         Returns:
             What the sampler keeps with the trial.
+
+        Raises:
+            Exception: What the sampler raises, or a function of the user's in it.
         """
-        number = self._numbers[trial_id]
+        number, state, value = self._numbers[trial_id], ending.outcome.state, ending.value
         known = dict(self._actual(number).system_attrs)
+        self.storage.set_trial_user_attr(self._optuna_id(number), "metrics", dict(ending.metrics))
         self._tell_sampler(number, state, value)
         kept = self._actual(number).system_attrs
         seen = self._seen[number]
-        seen.state, seen.value, seen.curve = state, value, curve
-        self._finish(number, has_crashed)
+        seen.state, seen.value, seen.curve = state, value, ending.curve
+        self._finish(number, _ranks_last(ending.outcome, value))
         return {name: attr for name, attr in kept.items() if known.get(name) != attr}
 
     def attrs(self) -> dict[str, Any]:
@@ -242,6 +254,8 @@ class View:
 
     def remember_the_end(self) -> None:
         """Let a sampler that had tried everything find that out again."""
+        if not isinstance(self.study.sampler, (BruteForceSampler, GridSampler)):
+            return
         ended = [number for number, seen in enumerate(self._seen) if seen.state.is_finished()]
         if ended:
             last = self._seen[ended[-1]]
@@ -281,6 +295,7 @@ class View:
             state=TrialState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
+            user_attrs=trial.user_attrs,
             # the sampler's own
             system_attrs={k: v for k, v in trial.system_attrs.items() if "tune_jobs:" not in k},
         )
@@ -333,7 +348,8 @@ class View:
             return TrialState.COMPLETE, value, {}
         if seen.state == TrialState.RUNNING and not is_paused:
             return TrialState.RUNNING, None, {}
-        if seen.curve and (not self._rungs.epochs or seen.state == TrialState.COMPLETE):
+        has_value = seen.value is not None or bool(seen.curve)
+        if has_value and (not self._rungs.epochs or seen.state == TrialState.COMPLETE):
             return seen.state, seen.value, seen.curve
         return TrialState.FAIL, None, {}
 
@@ -348,5 +364,15 @@ class View:
 
     def _tell_sampler(self, number: int, state: TrialState, value: float | None) -> None:
         values = None if value is None else [value]
-        with suppress(KeyError):  # Optuna's grid fails on a config that it has not given itself
-            self.study.sampler.after_trial(self.study, self._shown(number), state, values)
+        told, sampler = copy.copy(self._actual(number)), self.study.sampler
+        told.values = values
+        # Optuna's grid fails on a config that it has not given itself.
+        is_foreign = isinstance(sampler, GridSampler) and "grid_id" not in told.system_attrs
+        with suppress(KeyError) if is_foreign else nullcontext():
+            sampler.after_trial(self.study, told, state, values)
+
+
+def _ranks_last(outcome: Outcome, value: float | None) -> bool:
+    """Whether a trial is shown as the worst: Optuna itself does so with one that was pruned before
+    it reported anything."""
+    return outcome.is_crash or (outcome.kind == Kind.PRUNED and value is None)

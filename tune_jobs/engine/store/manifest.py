@@ -19,7 +19,7 @@ from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import MANIFEST_FILE
 from tune_jobs.engine.core.parameters import Parameter
 from tune_jobs.engine.core.readable import label, readable
-from tune_jobs.engine.core.settings import LightningSettings, OnResume, Settings, on_resume
+from tune_jobs.engine.core.settings import EpochSettings, OnResume, Settings, on_resume
 from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.store.folder import downloaded, is_url, write_whole
 
@@ -180,7 +180,7 @@ class Manifest:
     def _facts_of_settings(self) -> dict[str, Any]:
         """The facts that may settle a setting of the job's own: the engine's settings are no
         matter of the data, even if one has the name of a fact."""
-        engines = {known.name for known in dataclasses.fields(LightningSettings)}
+        engines = {known.name for known in dataclasses.fields(EpochSettings)}
         return {name: fact for name, fact in (self.facts or {}).items() if name not in engines}
 
 

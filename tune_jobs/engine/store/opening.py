@@ -27,7 +27,7 @@ from tune_jobs.engine.store.checkpoints import Shelf, check_checkpoint
 from tune_jobs.engine.store.folder import SweepFolder, new_folder, old_folder, working_files
 from tune_jobs.engine.store.lock import SweepLock
 from tune_jobs.engine.store.manifest import FORMAT, Manifest
-from tune_jobs.engine.store.record import Record, results_of
+from tune_jobs.engine.store.record import Record, reports_of
 from tune_jobs.engine.store.replay import check_asked
 from tune_jobs.engine.store.warm_start import enqueue, read_configs, read_others, retry_failed
 
@@ -228,7 +228,7 @@ def _check_checkpoints(record: Record, folder: SweepFolder) -> None:
     last = {
         trial.number: kept[max(kept)]
         for trial in unfinished
-        if (kept := shelf.of(trial_folder(trial.number), results_of(trial)))
+        if (kept := shelf.of(trial_folder(trial.number), reports_of(trial)))
     }
     with ThreadPoolExecutor(NUM_READERS) as pool:
         checks = [pool.submit(check_checkpoint, folder.filesystem, path) for path in last.values()]

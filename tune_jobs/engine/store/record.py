@@ -14,24 +14,31 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_jobs.engine.core.errors import RecordError, SettingsError
-from tune_jobs.engine.core.goal import Goal, epoch_of
+from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import STUDY_FILE
 from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Kind, Outcome, outcome_of
+from tune_jobs.engine.core.result import epoch_of
 from tune_jobs.engine.store.configs import CONFIG_ATTR, pack_config, to_json
 from tune_jobs.engine.store.study import study_storage
 
 __all__ = [
     "Record",
     "decision_of",
+    "duration_of",
     "has_ended_in_space",
     "id_of",
-    "is_started",
+    "is_own",
     "promoted_from",
+    "reports_of",
     "results_of",
+    "returned_by",
 ]
 
 # System attributes are Optuna's place for what is not the user's: a dashboard does not list them.
 RESULT = "tune_jobs:result:"
+OTHER_REPORT = "tune_jobs:report:"
+RETURNED = "tune_jobs:returned"
+PAUSING = "tune_jobs:pausing"
 STOP = "tune_jobs:stop"
 PROMOTED = "tune_jobs:promoted"
 ENDED_IN_SPACE = "tune_jobs:ended_in_space"
@@ -43,11 +50,18 @@ TUNES_OWN = {"trial_id", "done", "should_checkpoint", "experiment_tag", "timeste
 class Record:
     """What has happened in a sweep, trial by trial, in `study.log`.
 
-    A trial holds its parameters and its curve, as in any study; the user attributes `trial_id`
-    (Tune's) and, once it has ended, `reason` and perhaps `error`; and as system attributes its
-    config, each epoch's whole result with the decision to stop there if there was one, the last
-    rung from which it was promoted, and its outcome. An epoch that is trained again replaces what
-    was there.
+    A trial holds its parameters and its curve, as in any study. Its user attributes are
+
+    - `trial_id`, Tune's;
+    - `paused_at`, the rung at which it is paused; None while it is not;
+    - once it has ended, `reason`, `duration_s`, `metrics`, and of a failed one `error`.
+
+    And its system attributes: its config; each epoch's whole result, with the decision to stop
+    there if there was one; reports without the metric; what its function returned; the last rung
+    from which it was promoted; and its outcome. An epoch that is trained again replaces what was
+    there.
+
+    A trial that has no `trial_id` is foreign: the user has added it to the study, or asked for it.
 
     Every entry is appended and flushed to disk before the call returns.
 
@@ -61,7 +75,7 @@ class Record:
         file: The file.
         study: The study.
         trouble: What kept the record from being written; None: nothing.
-        num_trials: Trials that have started or wait.
+        num_trials: Trials of the sweep's own that have started, and those that wait.
     """
 
     def __init__(self, folder: Path, storage: BaseStorage, name: str, lost: Event) -> None:
@@ -71,10 +85,10 @@ class Record:
         self._lost = lost
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(name)
-        trials = self.trials()
-        self.num_trials = len(trials)
-        self._ids = {id_of(t): self._optuna_id(t.number) for t in trials if is_started(t)}
-        self._waiting = deque(t for t in trials if t.state == TrialState.WAITING)
+        own = self.started()
+        self._ids = {id_of(trial): self._optuna_id(trial.number) for trial in own}
+        self._waiting = deque(t for t in self.trials() if t.state == TrialState.WAITING)
+        self.num_trials = len(own) + len(self._waiting)
 
     @classmethod
     def create(cls, folder: Path, name: str, goal: Goal, lost: Event) -> "Record":
@@ -117,6 +131,11 @@ class Record:
         return self._lost.is_set()
 
     @property
+    def next_number(self) -> int:
+        """The number that the next trial gets which does not wait already."""
+        return len(self.trials())
+
+    @property
     def num_retries(self) -> int:
         """Trials that run a failed one again; they do not count against `num_trials`."""
         return sum("failed_trial" in trial.system_attrs for trial in self.trials())
@@ -126,12 +145,17 @@ class Record:
         return self.study.get_trials(deepcopy=False)
 
     def started(self) -> list[FrozenTrial]:
-        """The trials that have started; the others wait in the queue."""
-        return [trial for trial in self.trials() if is_started(trial)]
+        """The sweep's own trials that have started; others wait in the queue."""
+        return [trial for trial in self.trials() if is_own(trial)]
 
     def running(self) -> list[FrozenTrial]:
-        """The trials that have started and not ended; they run or are paused."""
-        return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
+        """The sweep's own trials that have started and not ended; they run or are paused."""
+        return [trial for trial in self.started() if trial.state == TrialState.RUNNING]
+
+    def foreign(self) -> list[FrozenTrial]:
+        """The trials that the user has added to the study, or asked for."""
+        waiting = TrialState.WAITING
+        return [t for t in self.trials() if not is_own(t) and t.state != waiting]
 
     def trial(self, trial_id: str) -> FrozenTrial:
         """The trial with Tune's id."""
@@ -207,20 +231,32 @@ class Record:
             stop: Why the trial stops here; None: it continues.
         """
         optuna_id, epoch = self._ids[trial_id], epoch_of(result)
-        entry = _to_json(result)
-        if stop is not None:
-            entry[STOP] = str(stop)
         with self._writing():
             # The result first: `repair_curves` can make the curve from it.
-            self._storage.set_trial_system_attr(optuna_id, f"{RESULT}{epoch:06d}", entry)
+            self._enter(trial_id, f"{RESULT}{epoch:06d}", _to_entry(result, stop))
             if math.isfinite(score):
                 self._storage.set_trial_intermediate_value(optuna_id, epoch, score)
+
+    def report_other(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Enter a report without the metric."""
+        name = f"{OTHER_REPORT}{int(result['training_iteration']):06d}"
+        with self._writing():
+            self._enter(trial_id, name, _to_entry(result, None))
+
+    def report_returned(self, trial_id: str, result: Mapping[str, Any], stop: Kind | None) -> None:
+        """Enter what a function returned; arguments as for `report`."""
+        with self._writing():
+            self._enter(trial_id, RETURNED, _to_entry(result, stop))
+
+    def pause(self, trial_id: str, rung: int | None) -> None:
+        """Enter at which rung a trial is paused; None: it is not paused any more."""
+        with self._writing():
+            self._storage.set_trial_user_attr(self._ids[trial_id], "paused_at", rung)
 
     def promote(self, trial_id: str, rung: int) -> None:
         """Enter that a trial continues from a rung."""
         with self._writing():
-            optuna_id = self._ids[trial_id]
-            self._storage.set_trial_system_attr(optuna_id, PROMOTED, rung)
+            self._enter(trial_id, PROMOTED, rung)
 
     def decide(self, trial_id: str, outcome: Outcome) -> None:
         """Enter why a trial is about to end; on resume, such a trial is ended.
@@ -231,14 +267,14 @@ class Record:
         if self.trial(trial_id).state.is_finished():
             return
         with self._writing():
-            optuna_id = self._ids[trial_id]
-            self._storage.set_trial_system_attr(optuna_id, OUTCOME_ATTR, outcome.to_entry())
+            self._enter(trial_id, OUTCOME_ATTR, outcome.to_entry())
 
     def end(
         self,
         trial_id: str,
         outcome: Outcome,
         value: float | None,
+        metrics: Mapping[str, Any] | None = None,
         system_attrs: Mapping[str, Any] | None = None,
     ) -> FrozenTrial:
         """Enter the end of a trial.
@@ -246,21 +282,40 @@ class Record:
         Args:
             trial_id: Tune's id.
             outcome: Why it ended.
-            value: Its value.
+            value: Its value; a failed trial has none.
+            metrics: What it reported with its value.
             system_attrs: What the sampler keeps with the trial.
         """
-        if outcome_of(self.trial(trial_id)) != outcome:
+        trial = self.trial(trial_id)
+        if outcome_of(trial) != outcome:
             self.decide(trial_id, outcome)
+        user_attrs = {
+            "reason": str(outcome.kind),
+            "duration_s": duration_of(trial),
+            "metrics": dict(metrics or {}),
+        }
+        if outcome.is_failure:
+            user_attrs["error"] = outcome.message
+        if trial.user_attrs.get("paused_at") is not None:
+            user_attrs["paused_at"] = None
         optuna_id = self._ids[trial_id]
         with self._writing():
             for name, attr in (system_attrs or {}).items():
-                self._storage.set_trial_system_attr(optuna_id, name, attr)
-            self._storage.set_trial_user_attr(optuna_id, "reason", str(outcome.kind))
-            if outcome.is_failure:
-                self._storage.set_trial_user_attr(optuna_id, "error", outcome.message)
+                self._enter(trial_id, name, attr)
+            for name, attr in user_attrs.items():
+                self._storage.set_trial_user_attr(optuna_id, name, attr)
             values = None if value is None else [value]
             self._storage.set_trial_state_values(optuna_id, outcome.state, values)
         return self._storage.get_trial(optuna_id)
+
+    @property
+    def stops_only(self) -> bool:
+        """Whether it is entered that trials of this sweep cannot be paused."""
+        return self.kept().get(PAUSING) is False
+
+    def stop_only(self) -> None:
+        """Enter that trials of this sweep cannot be paused."""
+        self.keep({PAUSING: False})
 
     def keep(self, study_attrs: Mapping[str, Any]) -> None:
         """Enter what a sampler keeps with the study."""
@@ -287,6 +342,9 @@ class Record:
                     with self._writing():
                         optuna_id = self._optuna_id(trial.number)
                         self._storage.set_trial_intermediate_value(optuna_id, epoch, score)
+
+    def _enter(self, trial_id: str, name: str, attr: Any) -> None:
+        self._storage.set_trial_system_attr(self._ids[trial_id], name, attr)
 
     def _start_waiting(
         self,
@@ -326,8 +384,9 @@ def id_of(trial: FrozenTrial) -> str:
     return trial_id
 
 
-def is_started(trial: FrozenTrial) -> bool:
-    return trial.state != TrialState.WAITING
+def is_own(trial: FrozenTrial) -> bool:
+    """Whether a trial of the study was started by a driver of the sweep."""
+    return "trial_id" in trial.user_attrs and trial.state != TrialState.WAITING
 
 
 def has_ended_in_space(trial: FrozenTrial) -> bool:
@@ -339,8 +398,8 @@ def decision_of(trial: FrozenTrial) -> Outcome | None:
     """Why a trial ended or must end; None: it continues."""
     outcome = outcome_of(trial)
     if outcome is None:
-        stops = (result[STOP] for result in results_of(trial).values() if STOP in result)
-        stop = next(stops, None)
+        entries = [*results_of(trial).values(), returned_by(trial) or {}]
+        stop = next((entry[STOP] for entry in entries if STOP in entry), None)
         outcome = None if stop is None else Outcome.of(Kind(stop))
     return outcome
 
@@ -353,8 +412,42 @@ def promoted_from(trial: FrozenTrial) -> int | None:
 
 def results_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
     """Its results, epoch -> result, in order."""
-    names = sorted(name for name in trial.system_attrs if name.startswith(RESULT))
-    return {int(name.removeprefix(RESULT)): trial.system_attrs[name] for name in names}
+    return _entries(trial, RESULT)
+
+
+def returned_by(trial: FrozenTrial) -> dict[str, Any] | None:
+    """What its function returned, as a result; None: nothing, or it has not returned."""
+    entry: dict[str, Any] | None = trial.system_attrs.get(RETURNED)
+    return entry
+
+
+def reports_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
+    """All that it reported, with the metric and without, and what it returned: number of the report
+    -> result, in order."""
+    numbered = [*_entries(trial, OTHER_REPORT).items(), *results_of(trial).items()]
+    returned = returned_by(trial)
+    if returned is not None:
+        numbered.append((len(numbered) + 1, returned))
+    reports = {int(r.get("training_iteration", number)): r for number, r in numbered}
+    return dict(sorted(reports.items()))
+
+
+def duration_of(trial: FrozenTrial) -> float | None:
+    """Seconds that it was trained, without pauses; None: it has reported nothing."""
+    seconds = [report.get("time_total_s", 0.0) for report in reports_of(trial).values()]
+    return round(max(seconds), 3) if seconds else None
+
+
+def _entries(trial: FrozenTrial, prefix: str) -> dict[int, dict[str, Any]]:
+    names = sorted(name for name in trial.system_attrs if name.startswith(prefix))
+    return {int(name.removeprefix(prefix)): trial.system_attrs[name] for name in names}
+
+
+def _to_entry(result: Mapping[str, Any], stop: Kind | None) -> dict[str, Any]:
+    entry = _to_json(result)
+    if stop is not None:
+        entry[STOP] = str(stop)
+    return entry
 
 
 def _to_json(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,7 +455,7 @@ def _to_json(result: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in result.items():
         if name in TUNES_OWN or name.startswith("config/"):
             continue
-        plain = value.item() if hasattr(value, "item") else value
+        plain = value.item() if getattr(value, "size", 0) == 1 else value
         if isinstance(plain, float) and not math.isfinite(plain):
             plain = str(plain)  # JSON has no NaN, and the browser of a dashboard insists on that
         if plain is None or isinstance(plain, (bool, int, float, str)):

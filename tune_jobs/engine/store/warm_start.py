@@ -22,6 +22,7 @@ from tune_jobs.engine.store.record import Record, decision_of
 from tune_jobs.engine.store.study import load_study
 
 __all__ = [
+    "agrees",
     "enqueue",
     "others_of",
     "read_configs",
@@ -110,7 +111,7 @@ def read_others(
         SettingsError: There is no such sweep, it optimizes something else, or no trial agrees.
     """
     trials = [trial for trial in _load_other(path, goal, storage_path) if _has_reported(trial)]
-    agreeing = [trial for trial in trials if _agrees(trial, space)]
+    agreeing = [trial for trial in trials if agrees(trial, space)]
     if not agreeing:
         raise SettingsError(
             f"warm_start: none of the {len(trials)} trials of {path} agrees with the space; they "
@@ -150,7 +151,8 @@ def _has_crashed(trial: FrozenTrial) -> bool:
     return outcome is not None and outcome.is_crash
 
 
-def _agrees(trial: FrozenTrial, space: SearchSpace) -> bool:
+def agrees(trial: FrozenTrial, space: SearchSpace) -> bool:
+    """Whether a trial has the parameters of a space, with values that can be drawn from it."""
     searched = _searched(space, trial.params)
     return trial.params.keys() == searched.keys() and all(
         contains(searched[name], value) for name, value in trial.params.items()

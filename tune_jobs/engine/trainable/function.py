@@ -1,15 +1,34 @@
 """The job that tunes a plain function: `FunctionJob`."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from ray import tune
 
 from tune_jobs.engine.cluster.slots import Resources
+from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.trainable.process import OrderlyTrial, prepare_device
+from tune_jobs.engine.trainable.reports import Ended, FunctionSession
+from tune_jobs.engine.trainable.seeds import seed_generators
+from tune_jobs.engine.trainable.users_code import run_users_code
 
 __all__ = ["FunctionJob"]
+
+TWO_FUNCTIONS = """objective must take the config, not Optuna's trial: the engine records a config \
+before its trial starts, so that the trial can be paused, moved and resumed. Write two functions:
+
+    def space(trial):
+        trial.suggest_float("x", 0, 1)
+
+    def objective(config):
+        return config["x"] ** 2
+
+    run_sweep(settings, space=space, objective=objective, ...)
+
+For trial.report(value, step) write tune.report({metric: value, "epoch": step}); ASHA prunes."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +36,36 @@ class FunctionJob:
     """Tunes a function.
 
     Attributes:
-        objective: Maps a config to its score.
+        objective: Maps a config, or a config and the data, to its score; may report earlier ones.
+        takes_data: Whether it is given the data.
+        seed: Of every trial.
+
+    Raises:
+        SettingsError: It takes something else.
     """
 
-    objective: Callable[[dict[str, Any]], float]
+    objective: Callable[..., Any]
+    takes_data: bool = False
+    seed: int = 0
 
     is_lightning: ClassVar[Literal[False]] = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.objective):
+            raise SettingsError(f"objective must be a function, got {self.objective!r}.")
+        if _takes_optunas_trial(self.objective):
+            raise SettingsError(TWO_FUNCTIONS)
+        given = ("config", "data") if self.takes_data else ("config",)
+        try:
+            inspect.signature(self.objective).bind(*given)
+        except ValueError:  # it is none of Python's own, and has no signature
+            return
+        except TypeError as error:
+            hint = "and the data, as there is load_data" if self.takes_data else "alone"
+            raise SettingsError(
+                f"objective must take the config {hint}, got "
+                f"{_name_of(self.objective)}{inspect.signature(self.objective)}."
+            ) from error
 
     @property
     def source(self) -> Callable[..., Any]:
@@ -31,12 +74,50 @@ class FunctionJob:
 
     def make_trainable(self, metric: str, resources: Resources, data: Any) -> Any:
         """What Tune runs: a trial that calls the function once and reports what it returns."""
-        objective = self.objective
+        job = self
 
-        def trial(config: dict[str, Any]) -> None:
+        def trial(config: dict[str, Any], data: Any) -> None:
+            session = FunctionSession.take_over()
+            session.begin(metric)
+            seed_generators(job.seed, session.epoch)
             if resources.gpus:  # without a GPU no torch is needed, nor the seconds of its import
                 prepare_device(resources)
-            tune.report({metric: float(objective(config))})
+            args = (config, data) if job.takes_data else (config,)
+            run_users_code(partial(_call, session, metric, job.objective, args))
 
         trial.__mixins__ = (OrderlyTrial,)  # type: ignore[attr-defined]
-        return trial
+        return tune.with_parameters(trial, data=data)
+
+
+def _call(
+    session: FunctionSession, metric: str, objective: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    try:
+        value: Any = objective(*args)
+        if inspect.isgenerator(value):
+            value = _report_each(value, session, metric)
+    except Ended:
+        return
+    session.report_returned(value)
+
+
+def _report_each(results: Iterator[Any], session: FunctionSession, metric: str) -> Any:
+    """Report what a generator yields, as Tune does. Returns what it returns."""
+    while True:
+        try:
+            result = next(results)
+        except StopIteration as end:
+            return end.value
+        session.report(result if isinstance(result, dict) else {metric: result})
+
+
+def _takes_optunas_trial(objective: Callable[..., Any]) -> bool:
+    """Whether a function is written for `study.optimize`."""
+    code = getattr(inspect.unwrap(objective), "__code__", None)
+    if code is None or "trial" not in code.co_varnames[: code.co_argcount]:
+        return False
+    return any(name.startswith("suggest_") or name == "should_prune" for name in code.co_names)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)

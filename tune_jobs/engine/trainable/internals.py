@@ -5,9 +5,49 @@ Each has a canary in `tests/test_internals.py`, which fails on an upgrade before
 
 from typing import Any
 
-from ray.train._internal.session import get_session
+from ray.train._internal.session import _TrainSession, get_session
 
-__all__ = ["end_training_thread", "name_version", "version_of"]
+__all__ = ["TrialSession", "end_training_thread", "name_version", "note_restored", "version_of"]
+
+RESTORED = "tune_jobs_restored"
+
+
+class TrialSession(_TrainSession):
+    """Ray's session of a trial: what `tune.report` and `tune.get_checkpoint` talk to.
+
+    Attributes:
+        was_asked: Whether the trial's code has asked for the checkpoint to resume from.
+    """
+
+    was_asked = False
+
+    @classmethod
+    def take_over(cls) -> "TrialSession":
+        """Make the session of this process one of this class. Ray makes it before the trial runs,
+        and keeps it for the next one."""
+        session = get_session()
+        session.__class__ = cls
+        taken: TrialSession = session
+        return taken
+
+    @property
+    def loaded_checkpoint(self) -> Any:
+        self.was_asked = True
+        return self.__dict__["loaded_checkpoint"]
+
+    @loaded_checkpoint.setter
+    def loaded_checkpoint(self, checkpoint: Any) -> None:
+        self.__dict__["loaded_checkpoint"] = checkpoint
+
+    @property
+    def restored_result(self) -> dict[str, Any]:
+        """The result that was reported with the checkpoint to resume from; empty: none is."""
+        return self.get_state(RESTORED) or {}
+
+
+def note_restored(result: dict[str, Any]) -> None:
+    """Note the result with whose checkpoint a trial resumes; before its code runs."""
+    get_session().set_state(RESTORED, result)
 
 
 def end_training_thread(timeout_s: float) -> bool:

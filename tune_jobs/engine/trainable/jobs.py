@@ -11,7 +11,7 @@ from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.trainable.function import FunctionJob
 from tune_jobs.engine.trainable.lightning import LightningJob
 
-__all__ = ["Job", "Workload", "check_promotion", "make_job"]
+__all__ = ["Job", "Workload", "make_job"]
 
 
 # Both have: `source`, the function by which the job's own code is found; `make_trainable(metric,
@@ -37,7 +37,7 @@ class Workload:
 
 def make_job(
     settings: Settings,
-    objective: Callable[[dict[str, Any]], float] | None,
+    objective: Callable[..., Any] | None,
     load_data: Callable[[Any], Any] | None,
     make_model: Callable[[dict[str, Any], Any], Any] | None,
     make_data: Callable[[dict[str, Any], Any], Any] | None,
@@ -54,28 +54,15 @@ def make_job(
             raise SettingsError("run_sweep takes either objective, or make_model and make_data.")
         if halving is None:
             raise SettingsError(
-                f"a LightningModule needs LightningSettings, got {type(settings).__name__}."
+                "a LightningModule needs settings with max_epochs, such as LightningSettings, "
+                f"got {type(settings).__name__}."
             )
         return LightningJob(make_model, make_data, halving, settings.seed, trainer_kwargs or {})
     if make_model and make_data:
         raise SettingsError("run_sweep takes either objective, or make_model and make_data.")
-    if make_model or make_data or load_data or trainer_kwargs:
+    if make_model or make_data or trainer_kwargs:
         raise SettingsError(
-            "load_data, make_model, make_data and trainer_kwargs belong to a LightningModule, "
-            "not to objective, which gets the config alone."
+            "make_model, make_data and trainer_kwargs belong to a LightningModule, not to "
+            "objective."
         )
-    return FunctionJob(objective)
-
-
-def check_promotion(settings: Settings, job: Job) -> None:
-    """Check that trials can pause at rungs, if they are to.
-
-    Raises:
-        SettingsError: A function keeps no checkpoint to resume from.
-    """
-    halving = settings.halving
-    if halving is not None and halving.pauses and not job.is_lightning:
-        raise SettingsError(
-            "promotion cannot resume an objective, which keeps no checkpoint; give "
-            "asha='stopping', or Settings, which has no ASHA."
-        )
+    return FunctionJob(objective, load_data is not None, settings.seed)

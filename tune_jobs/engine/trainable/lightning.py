@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,8 +23,8 @@ from ray import tune
 
 from tune_jobs.engine.cluster.slots import Resources
 from tune_jobs.engine.core.errors import CheckpointError, MetricNotLoggedError, SettingsError
-from tune_jobs.engine.core.goal import ENDS_ITSELF
 from tune_jobs.engine.core.layout import CHECKPOINT_FILE
+from tune_jobs.engine.core.result import ENDS_ITSELF
 from tune_jobs.engine.core.rungs import Halving
 from tune_jobs.engine.store.checkpoints import check_checkpoint
 from tune_jobs.engine.trainable.internals import name_version, version_of
@@ -34,6 +35,7 @@ from tune_jobs.engine.trainable.process import (
     prepare_device,
     set_random_states,
 )
+from tune_jobs.engine.trainable.users_code import run_users_code
 
 __all__ = ["LightningJob", "lightning_package", "make_trainer"]
 
@@ -115,7 +117,7 @@ class LightningJob:
         """What Tune runs: a trial that trains the model and reports each validated epoch."""
 
         def trial(config: dict[str, Any], data: Any) -> None:
-            _train(self, config, data, metric, resources)
+            run_users_code(partial(_train, self, config, data, metric, resources))
 
         trial.__mixins__ = (OrderlyTrial,)  # type: ignore[attr-defined]
         return tune.with_parameters(trial, data=data)

@@ -11,7 +11,7 @@ from ray import tune
 
 from tune_jobs.engine.cluster.slots import Resources
 from tune_jobs.engine.core.errors import CheckpointError
-from tune_jobs.engine.trainable.internals import end_training_thread
+from tune_jobs.engine.trainable.internals import end_training_thread, note_restored
 
 __all__ = [
     "OrderlyTrial",
@@ -38,6 +38,10 @@ class OrderlyTrial:
         if not self.trial_resources.required_resources.get("GPU"):  # type: ignore[attr-defined]
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         super().setup(config)  # type: ignore[misc]
+
+    def load_checkpoint(self, checkpoint_result: Any) -> None:
+        super().load_checkpoint(checkpoint_result)  # type: ignore[misc]
+        note_restored(checkpoint_result.metrics)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._end_thread()
