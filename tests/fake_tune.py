@@ -8,7 +8,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.experiment import Trial
 
-from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Kind, Outcome
 from tune_jobs.engine.core.result import epoch_of
 from tune_jobs.engine.core.rungs import Halving, Rungs
 from tune_jobs.engine.core.settings import LightningSettings, Settings
@@ -110,6 +110,15 @@ class RecordingLedger(FakeLedger):
         before = dict(self.decisions)
         super().report(trial_id, score, result, stop)
         self.entered.append((trial_id, score, result["epoch"], stop, before))
+
+
+def complete(scheduler: Any, trial: FakeTrial, result: Mapping[str, Any]) -> None:
+    """Tell a scheduler that a trial has ended, first as Tune does, then as the driver does once the
+    end is recorded."""
+    scheduler.on_trial_complete(None, trial, dict(result))
+    outcome = scheduler._record.decided(trial.trial_id) or Outcome.of(Kind.BY_ITSELF)
+    attrs = {OUTCOME_ATTR: outcome.to_entry()}
+    scheduler.on_trial_recorded(create_trial(state=TrialState.FAIL, system_attrs=attrs))
 
 
 def add_trials(scheduler: Any, *names: str) -> list[FakeTrial]:

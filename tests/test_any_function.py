@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -175,6 +176,50 @@ def test_function_of_optunas_trial_refused(tmp_path: Path) -> None:
         run_sweep(Settings(storage_path=str(tmp_path)), objective=objective, metric="y", mode="min")
 
 
+def test_function_of_tune_refused(tmp_path: Path) -> None:
+    """What is said elsewhere than in the settings is not ignored."""
+
+    def train(config: dict[str, Any]) -> float:
+        return 0.0
+
+    class Trainable(tune.Trainable):
+        pass
+
+    with pytest.raises(SettingsError, match="give the function itself, and cpus_per_trial"):
+        sweep(tmp_path, tune.with_resources(train, {"cpu": 2}))
+    with pytest.raises(SettingsError, match="objective must be a function, got <class"):
+        sweep(tmp_path, Trainable)
+    with pytest.raises(SettingsError, match=r"objective must be a function, got 0\.5"):
+        sweep(tmp_path, 0.5)
+
+
+class Scaled:
+    """A function that has a state."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, config: dict[str, Any]) -> float:
+        return self.factor * config["x"]
+
+    def method(self, config: dict[str, Any]) -> float:
+        return self(config)
+
+
+@pytest.mark.parametrize("kind", ["partial", "object", "method", "with_parameters"])
+def test_function_of_any_kind(kind: str, tmp_path: Path) -> None:
+    def scaled(config: dict[str, Any], factor: float) -> float:
+        return factor * config["x"]
+
+    functions: dict[str, Callable[[], Any]] = {
+        "partial": lambda: functools.partial(scaled, factor=2.0),
+        "object": lambda: Scaled(2.0),
+        "method": lambda: Scaled(2.0).method,
+        "with_parameters": lambda: tune.with_parameters(scaled, factor=2.0),
+    }
+    assert values(sweep(tmp_path, functions[kind]())) == [2 * x for x in XS]
+
+
 @pytest.mark.parametrize("score", [None, "0.5", [0.1, 0.2]])
 def test_function_bad_score_fails_one_trial(score: Any, tmp_path: Path) -> None:
     def train(config: dict[str, Any]) -> None:
@@ -344,11 +389,13 @@ def test_function_stopped_resumed(tmp_path: Path) -> None:
         for epoch in range(9):
             tune.report({"loss": config["x"] - epoch})
 
-    sweep(tmp_path, train, EpochSettings, max_epochs=4, time_budget_s=1e-3)
-    notices = Notices()
-    result = sweep(tmp_path, train, EpochSettings, max_epochs=4, resume=True, progress=notices)
-    assert len(result.rows) == len(XS)
-    assert {row["state"] for row in result.rows} <= {"COMPLETE", "PRUNED"}
+    sweep(tmp_path, train, EpochSettings, max_epochs=4, num_trials=8)
+    before, notices = optuna_trials(tmp_path), Notices()
+    options = {"max_epochs": 4, "num_trials": 9, "resume": True, "progress": notices}
+    result = sweep(tmp_path, train, EpochSettings, **options)
+    assert not notices.lines
+    assert result.ended.kind == Kind.EXHAUSTED
+    assert [t.value for t in result.study.trials] == [t.value for t in before]
 
 
 def test_function_ends_before_last_epoch(tmp_path: Path) -> None:
@@ -456,6 +503,19 @@ def test_constraints_hold_for_winner(tmp_path: Path) -> None:
     never = quiet_tpe(lambda trial: [1.0])
     with pytest.raises(SweepFailedError, match="8 violated a constraint"):
         sweep(tmp_path / "never", train, sampler=never)
+
+
+def test_constraints_hold_for_stop_at(tmp_path: Path) -> None:
+    """A score that is good enough does not end the sweep if its trial violates one."""
+
+    def train(config: dict[str, Any]) -> float:
+        return float(config["x"])
+
+    sampler = quiet_tpe(lambda trial: [0.25 - trial.params["x"]])
+    result = sweep(tmp_path, train, sampler=sampler, stop_at=0.3)
+    assert values(result) == XS[:3]
+    assert result.best_score == 0.3
+    assert result.ended.kind == Kind.OTHER_GOOD_ENOUGH
 
 
 @pytest.mark.parametrize("error", [KeyError("size"), ZeroDivisionError("of mine")])

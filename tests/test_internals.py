@@ -13,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import ray
 from optuna.search_space import IntersectionSearchSpace
+from ray import tune
 from ray.train._internal.session import _TrainSession
 from ray.tune import Checkpoint
 from ray.tune.execution.tune_controller import TrialRunnerWrapper, TuneController
@@ -228,3 +229,30 @@ def test_random_states_key_of_old_checkpoints() -> None:
     states = {lightning.OLD_STATE_KEY: {"torch": 1}}
     callback.on_load_checkpoint(None, None, {"callbacks": states})
     assert states == {"tune_jobs.random_states": {"torch": 1}}
+
+
+def test_own_resources_of_function() -> None:
+    def train(config: dict[str, Any]) -> float:
+        return 0.0
+
+    assert not trainable.has_own_resources(train)
+    assert trainable.has_own_resources(tune.with_resources(train, {"cpu": 2}))
+
+
+def test_session_can_be_taken_over() -> None:
+    """What `TrialSession` relies on: the attribute that `tune.get_checkpoint` reads and that a
+    report sets, and the state that lives until the session is reset."""
+    assert "get_session().loaded_checkpoint" in inspect.getsource(tune.get_checkpoint)
+    source = inspect.getsource(_TrainSession)
+    assert "self.loaded_checkpoint = loaded_checkpoint" in source
+    assert "self.loaded_checkpoint = training_result.checkpoint" in source
+    assert not hasattr(_TrainSession, "__slots__")
+    session = _TrainSession.__new__(_TrainSession)
+    session._state = {}
+    session.set_state("a", 1)
+    assert session.get_state("a") == 1
+    assert list(inspect.signature(_TrainSession.report).parameters) == [
+        "self",
+        "metrics",
+        "checkpoint",
+    ]

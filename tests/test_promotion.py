@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_tune import FakeLedger, FakeTrial, gains_at_rungs, recorded, settings_of
+from fake_tune import FakeLedger, FakeTrial, complete, gains_at_rungs, recorded, settings_of
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
@@ -79,7 +79,7 @@ class Slots:
             trial.status = Trial.PAUSED
             self.running.remove(trial)
         elif decision == STOP:
-            self.asha.on_trial_complete(None, trial, result)
+            complete(self.asha, trial, result)
             trial.status = Trial.TERMINATED
             self.running.remove(trial)
         return str(decision)

@@ -134,7 +134,7 @@ def test_session_takes_other_number(score: Any, expected: float) -> None:
         ("0.5", "'0.5'"),
         (b"0.5", "b'0.5'"),
         (np.array([0.5, 0.6]), r"array\(\[0.5, 0.6\]\)"),
-        (torch.ones(2), r"array\(\[1., 1.\]"),
+        (torch.ones(2), r"array\(\[1., 1.\], dtype=float32\)"),
         ([0.5, 0.6], r"\[0.5, 0.6\]"),
         ((), r"\[\]"),
         (1j, "1j"),

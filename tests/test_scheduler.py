@@ -12,6 +12,7 @@ from fake_tune import (
     FakeTrial,
     RecordingLedger,
     add_trials,
+    complete,
     gains_at_rungs,
     recorded,
     report,
@@ -222,7 +223,7 @@ def test_stop_at_ends_trial_then_sweep(
     assert report(scheduler, trial, 2, enough) == STOP
     assert ledger.kinds == {"t": "stop_at"}
     assert not scheduler.has_reached  # otherwise the sweep would end before the result is recorded
-    scheduler.on_trial_complete(None, trial, {"epoch": 2, "score": enough})
+    complete(scheduler, trial, {"epoch": 2, "score": enough})
     assert scheduler.has_reached
 
 
@@ -231,7 +232,7 @@ def test_stop_at_not_reached() -> None:
     scheduler = make(EpochScheduler, FakeLedger(), Halving(1), stop_at=0.9)
     (trial,) = add_trials(scheduler, "t")
     report(scheduler, trial, 1, 0.5)
-    scheduler.on_trial_complete(None, trial, {"epoch": 1, "score": 0.5})
+    complete(scheduler, trial, {"epoch": 1, "score": 0.5})
     assert not scheduler.has_reached
 
 

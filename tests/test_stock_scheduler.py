@@ -9,7 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_tune import FakeLedger, FakeTrial, RecordingLedger, add_trials, report, settings_of
+from fake_tune import (
+    FakeLedger,
+    FakeTrial,
+    RecordingLedger,
+    add_trials,
+    complete,
+    report,
+    settings_of,
+)
 from ray import cloudpickle
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
@@ -119,7 +127,7 @@ def test_stock_scheduler_stop_at(name: str) -> None:
     assert report(scheduler, trial, 2, 0.9) == STOP
     assert ledger.kinds == {"t": "stop_at"}
     assert not scheduler.has_reached
-    scheduler.on_trial_complete(None, trial, {"epoch": 2, "score": 0.9})
+    complete(scheduler, trial, {"epoch": 2, "score": 0.9})
     assert scheduler.has_reached
 
 

@@ -69,9 +69,9 @@ def test_summary_whole_text() -> None:
         "  trial 3: ArithmeticError: no, see error.txt",
         "  trial 4: MemoryError. Try more, see log",
         "Epochs: 17 of 60",
-        "Ended: the time budget is spent",
         "Seconds: 61.2",
         "Results: results/s",
+        "Ended: the time budget is spent",
     ]
 
 

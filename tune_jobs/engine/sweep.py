@@ -63,7 +63,7 @@ LINES = LineProgress()
 def run_sweep(
     settings: Settings,
     *,
-    space: Space,
+    space: Space | None = None,
     metric: str,
     mode: str,
     objective: Callable[..., Any] | None = None,

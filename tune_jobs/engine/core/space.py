@@ -142,7 +142,7 @@ class SearchSpace:
                 raise ValueError(f"has {name!r}; the space has {', '.join(known)}")
 
 
-def convert_space(space: Space) -> SearchSpace:
+def convert_space(space: Space | None) -> SearchSpace:
     """A search space as it is searched: parameters and constants, or the define-by-run function.
 
     Ray's own conversion drops constants and the grids of logarithmic domains, and takes constants

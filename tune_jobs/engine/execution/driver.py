@@ -154,6 +154,7 @@ class Driver(SearchListener):
 
     def on_trial_end(self, trial: FrozenTrial) -> None:
         self._stopper.on_trial_end(trial)
+        self._scheduler.on_trial_recorded(trial)
         self._best = self._sweep.goal.best(_complete([self._best, trial]))
         self._parts.progress.on_trial_end(self._sweep.goal, trial, self._best)
 

@@ -27,14 +27,10 @@ def format_summary(result: SweepResult) -> str:
     if result.max_epochs:
         spent = sum(row["epochs"] for row in result.rows)
         lines.append(f"Epochs: {spent} of {result.max_epochs * len(result.rows)}")
-    lines += [
-        f"Ended: {_format_end(result)}",
-        f"Seconds: {result.seconds:.1f}",
-        f"Results: {result.path}",
-    ]
+    lines += [f"Seconds: {result.seconds:.1f}", f"Results: {result.path}"]
     if _trained_beside_its_gpu(result):
         lines.append("Note: trials held shares of GPUs, but torch found no GPU: they ran on CPUs.")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"Ended: {_format_end(result)}"])
 
 
 def _caveat(result: SweepResult) -> list[str]:

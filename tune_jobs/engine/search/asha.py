@@ -175,6 +175,9 @@ class PromotionASHA(StoppingASHA):
         super().on_trial_complete(tune_controller, trial, result)
         outcome = self._record.decided(trial.trial_id)
         self._any_complete |= outcome is None or outcome.is_complete
+
+    def on_trial_recorded(self, trial: FrozenTrial) -> None:
+        super().on_trial_recorded(trial)
         if self.has_reached:
             self.stop_paused()  # for good, and nobody needs their checkpoints any more
 

@@ -8,8 +8,8 @@ from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.goal import Goal, is_feasible
+from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, outcome_of
 from tune_jobs.engine.core.result import PRUNED, RETURNED, epoch_of
 from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.core.settings import Settings
@@ -136,10 +136,15 @@ class EpochScheduler(Transient, FIFOScheduler):
         gain, stop_at = self._goal.gain, self._settings.stop_at
         return stop_at is not None and gain(score) >= gain(stop_at)
 
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        # Not sooner: the sweep would end at once, and lose the result that ended it.
-        outcome = self._record.decided(trial.trial_id)
-        self.has_reached |= outcome is not None and outcome.kind == Kind.GOOD_ENOUGH
+    def on_trial_recorded(self, trial: FrozenTrial) -> None:
+        """Take in that a trial has ended, and is recorded.
+
+        Not sooner: the sweep would end at once, and lose the result that ended it; and whether the
+        trial violates a constraint is known only then.
+        """
+        outcome = outcome_of(trial)
+        is_good = outcome is not None and outcome.kind == Kind.GOOD_ENOUGH
+        self.has_reached |= is_good and is_feasible(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         if trial.status == Trial.ERROR:

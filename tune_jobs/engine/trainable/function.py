@@ -10,6 +10,7 @@ from ray import tune
 
 from tune_jobs.engine.cluster.slots import Resources
 from tune_jobs.engine.core.errors import SettingsError
+from tune_jobs.engine.trainable.internals import has_own_resources
 from tune_jobs.engine.trainable.process import OrderlyTrial, prepare_device
 from tune_jobs.engine.trainable.reports import Ended, FunctionSession
 from tune_jobs.engine.trainable.seeds import seed_generators
@@ -51,8 +52,13 @@ class FunctionJob:
     is_lightning: ClassVar[Literal[False]] = False
 
     def __post_init__(self) -> None:
-        if not callable(self.objective):
+        if not callable(self.objective) or isinstance(self.objective, type):
             raise SettingsError(f"objective must be a function, got {self.objective!r}.")
+        if has_own_resources(self.objective):
+            raise SettingsError(
+                "objective has resources of its own, by tune.with_resources; give the function "
+                "itself, and cpus_per_trial and gpus_per_trial."
+            )
         if _takes_optunas_trial(self.objective):
             raise SettingsError(TWO_FUNCTIONS)
         given = ("config", "data") if self.takes_data else ("config",)

@@ -7,7 +7,14 @@ from typing import Any
 
 from ray.train._internal.session import _TrainSession, get_session
 
-__all__ = ["TrialSession", "end_training_thread", "name_version", "note_restored", "version_of"]
+__all__ = [
+    "TrialSession",
+    "end_training_thread",
+    "has_own_resources",
+    "name_version",
+    "note_restored",
+    "version_of",
+]
 
 RESTORED = "tune_jobs_restored"
 
@@ -59,6 +66,11 @@ def end_training_thread(timeout_s: float) -> bool:
     session = get_session()
     session.finish(timeout=timeout_s)
     return not (session.training_started and session.training_thread.is_alive())
+
+
+def has_own_resources(function: Any) -> bool:
+    """Whether a function was given resources with `tune.with_resources`."""
+    return getattr(function, "_resources", None) is not None
 
 
 def version_of(logger: Any) -> Any:
