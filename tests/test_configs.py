@@ -17,7 +17,7 @@ from ray import tune
 
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.space import SearchSpace, convert_space
-from tune_jobs.engine.store.configs import CONFIG_ATTR, PICKLED, config_of, pack_config
+from tune_jobs.engine.store.configs import CONFIG_ATTR, PICKLED, config_of, pack_config, recordable
 from tune_jobs.engine.store.record import Record
 
 EMPTY = SearchSpace({})
@@ -159,6 +159,57 @@ def test_config_queued_trial(tmp_path: Path) -> None:
     record.start("a", ask(0.25), {"x": 0.25, "sizes": (8, 9)})
     (trial,) = Record.open(tmp_path, Event()).trials()
     assert config_of(trial, EMPTY) == {"x": 0.25, "sizes": (8, 9)}
+
+
+def old_trial(recorded: dict[str, Any]) -> FrozenTrial:
+    """A trial of a record that was written when every name with "/" was nested."""
+    attrs = {"tune_jobs:config": pack_config(recorded)}
+    return create_trial(state=TrialState.RUNNING, system_attrs=attrs)
+
+
+def test_flat_config_nested_again() -> None:
+    def suggest(trial: optuna.Trial) -> None:
+        raise AssertionError("called again")
+
+    trial = old_trial({"x": 0.5, "model/depth": (1, 2)})
+    assert config_of(trial, convert_space(suggest)) == {"x": 0.5, "model": {"depth": (1, 2)}}
+
+
+def test_flat_config_dict_space() -> None:
+    nested = {"model": {"lr": tune.uniform(0, 1), "sizes": {"a": (8, 9)}}}
+    trial = old_trial({"model/lr": 0.5})
+    assert config_of(trial, convert_space(nested)) == {"model": {"lr": 0.5, "sizes": {"a": (8, 9)}}}
+
+
+def test_large_choice_not_recorded(tmp_path: Path) -> None:
+    """Each trial would record it again; its label stands for it."""
+    arrays = [np.zeros(20_000), np.ones(20_000)]
+    space = convert_space({"data": tune.choice(arrays), "x": tune.uniform(0, 1), "y": 3})
+    (name, other) = space.parameters["data"].distribution.choices  # type: ignore[attr-defined]
+    assert (name, other) == ("array of shape (20000,)", "array of shape (20000,) (2)")
+    distributions = {"data": space.parameters["data"].distribution}
+    asked = create_trial(
+        state=TrialState.RUNNING, params={"data": other}, distributions=distributions
+    )
+    values = recordable({"data": arrays[1], "x": 0.5}, space)
+    Record.create(tmp_path, "s", Goal("score", "max"), Event()).start("a", asked, values)
+    (trial,) = Record.open(tmp_path, Event()).trials()
+    assert (tmp_path / "study.log").stat().st_size < 5_000
+    config = config_of(trial, space)
+    assert config.keys() == {"data", "x", "y"}
+    assert np.array_equal(config["data"], arrays[1])
+
+
+def test_choice_class_is_gone() -> None:
+    """A value that cannot be unpickled is that of its label."""
+    space = convert_space({"c": tune.choice([Color.RED, (1,)])})
+    asked = create_trial(
+        state=TrialState.RUNNING,
+        params={"c": "RED"},
+        distributions={"c": space.parameters["c"].distribution},
+        system_attrs={CONFIG_ATTR: {"c": {PICKLED: "AAAA"}}},
+    )
+    assert config_of(asked, space) == {"c": Color.RED}
 
 
 def test_old_config_dict_space() -> None:

@@ -26,6 +26,7 @@ from tune_jobs.engine.cluster.internals import (
     autoscaler_config,
     would_join,
 )
+from tune_jobs.engine.core import internals as core
 from tune_jobs.engine.execution import internals as execution
 from tune_jobs.engine.search import internals as search
 from tune_jobs.engine.trainable import internals as trainable
@@ -145,6 +146,15 @@ def test_samplers_are_reseeded(make: Any) -> None:
         return trial.suggest_float("x", 0, 1)
 
     assert draw() == draw()
+
+
+def test_value_given_to_enqueued_trial() -> None:
+    study = optuna.create_study()
+    study.enqueue_trial({"kernel": [3, 3], "x": 0.5})
+    trial = study.ask()
+    core.give(trial, "kernel", "[3, 3]")
+    assert trial.suggest_categorical("kernel", ["[5, 5]", "[3, 3]"]) == "[3, 3]"
+    assert trial.suggest_float("x", 0, 1) == 0.5
 
 
 def test_search_space_shown_again() -> None:

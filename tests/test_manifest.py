@@ -76,16 +76,68 @@ def test_manifest_other_sweep_refused(changes: dict[str, Any], difference: str) 
         check(make(), make(**changes))
 
 
-def test_manifest_compares_define_by_run_source() -> None:
+def test_manifest_function_source_not_compared() -> None:
+    """What it asks for is, by `check_asked`; the source is there for people to read."""
+
     def one(trial: optuna.Trial) -> None:
         trial.suggest_float("x", 0, 1)
 
     def other(trial: optuna.Trial) -> None:
         trial.suggest_float("x", 0, 2)
 
-    check(make(space=one), make(space=one))
-    with pytest.raises(SettingsError, match="define-by-run"):
-        check(make(space=one), make(space=other))
+    assert "suggest_float('x', 0, 1)" in make(space=one).space["(define-by-run)"]
+    check(make(space=one), make(space=other))
+
+
+def test_manifest_function_is_no_dict() -> None:
+    def space(trial: optuna.Trial) -> None:
+        trial.suggest_float("x", 0, 1)
+
+    with pytest.raises(SettingsError, match="its space is a dict, not a define-by-run function"):
+        check(make(), make(space=space))
+    with pytest.raises(SettingsError, match="its space is a define-by-run function, not a dict"):
+        check(make(space=space), make())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"c": np.array([0.2, 0.8])}, {"c": np.array([0.3, 0.7])}),
+        ({"c": {1: {"d": (1, Path)}}}, {"c": {1: {"d": (1, Enum)}}}),
+        ({"x": tune.qloguniform(1, 8, 1)}, {"x": tune.qloguniform(1, 8, 0.5)}),
+        ({"x": tune.choice([1, 2])}, {"x": tune.grid_search([1, 2])}),
+        ({"x": tune.choice([(1,), (2,)])}, {"x": tune.choice([(1,), (3,)])}),
+    ],
+)
+def test_manifest_other_values_refused(one: dict[str, Any], other: dict[str, Any]) -> None:
+    before = make(space={**SPACE, **one})
+    check(before, make(space={**SPACE, **one}))
+    with pytest.raises(SettingsError, match="its space has"):
+        check(before, make(space={**SPACE, **other}))
+
+
+def test_manifest_constants_as_before() -> None:
+    """A sweep of an earlier version is resumed: constants taken apart, arrays by their type."""
+    nested = {"m": {"sizes": {"a": [1, 2], "b": {}}, "w": np.arange(2)}, "t": (1, 2)}
+    now = make(space={"x": tune.uniform(0, 1), **nested})
+    before = dataclasses.replace(
+        now,
+        space={
+            "x": "Float(step=None, low=0.0, high=1.0, log=False)",
+            "m/sizes/a": "constant [1, 2]",
+            "m/w": 'constant "ndarray"',
+            "t": "constant [1, 2]",
+        },
+        constants={},
+    )
+    check(before, now)
+
+
+@pytest.mark.parametrize("constant", [{(1, 2): 3}, [{(1, 2): [3]}], {None: 1}, {1, 2}, Path])
+def test_manifest_holds_any_constant(constant: Any, tmp_path: Path) -> None:
+    manifest = make(space={**SPACE, "c": constant})
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
 
 
 def test_manifest_object_constant() -> None:

@@ -20,6 +20,7 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_jobs.engine.core.errors import SettingsError
+from tune_jobs.engine.core.parameters import copied
 from tune_jobs.engine.core.readable import readable, same
 from tune_jobs.engine.core.space import SearchSpace, contains, convert_space
 
@@ -174,10 +175,19 @@ def test_space_values_not_shared(value: Any) -> None:
     assert len({id(config[name]) for config in (one, other) for name in ("x", "c")}) == 4
 
 
-def test_space_values_without_copy() -> None:
+@pytest.mark.parametrize("value", [threading.Lock(), math, (torch.ones(1, requires_grad=True) * 2)])
+def test_space_values_sent(value: Any) -> None:
+    """Ray copies and pickles each config, and would end the sweep."""
+    message = "'m/v' holds .*, which cannot be sent to a trial"
+    with pytest.raises(SettingsError, match=message):
+        convert_space({"x": tune.uniform(0, 1), "m": {"v": value, "y": tune.uniform(0, 1)}})
+    with pytest.raises(SettingsError, match=message):
+        convert_space({"m": {"v": tune.choice([1, [value]])}})
+
+
+def test_space_value_without_copy() -> None:
     lock = threading.Lock()
-    space = convert_space({"x": tune.uniform(0, 1), "lock": lock})
-    assert space.config({"x": 0.5}) == {"x": 0.5, "lock": lock}
+    assert copied(lock) is lock
 
 
 @pytest.mark.parametrize(

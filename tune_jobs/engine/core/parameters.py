@@ -15,10 +15,11 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from ray import cloudpickle
 
 from tune_jobs.engine.core.readable import label, readable, same, unique
 
-__all__ = ["Choice", "Grid", "Number", "Parameter", "copied"]
+__all__ = ["Choice", "Grid", "Number", "Parameter", "copied", "send"]
 
 CLOSE = 1e-6  # of a step
 
@@ -246,6 +247,15 @@ def copied(value: Any) -> Any:
         return copy.deepcopy(value)
     except Exception:  # a module, a lock, a tensor within a graph
         return value
+
+
+def send(value: Any) -> None:
+    """Do what Ray does to a config that it sends to a trial; it would end the sweep if it failed.
+
+    Raises:
+        Exception: The value cannot be copied, or not be pickled.
+    """
+    cloudpickle.dumps(copy.deepcopy(value))
 
 
 def _held(choices: Sequence[Any]) -> list[Any]:

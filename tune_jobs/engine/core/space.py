@@ -22,7 +22,7 @@ from tune_jobs.engine.core.domains import (
     spell,
 )
 from tune_jobs.engine.core.errors import SettingsError
-from tune_jobs.engine.core.parameters import Number, Parameter, copied
+from tune_jobs.engine.core.parameters import Choice, Number, Parameter, copied, send
 from tune_jobs.engine.core.readable import readable, same
 from tune_jobs.engine.core.rewriting import suggest_instead, suggest_sampled
 from tune_jobs.engine.core.settings import Settings
@@ -198,9 +198,11 @@ def _convert(space: dict[str, Any]) -> SearchSpace:
     for name, domain in domains.items():
         _check_domain(name, domain, domains)
     parameters = {name: convert_domain(name, domain) for name, domain in domains.items()}
+    constants = {name: value for name, value in flat.items() if name not in domains}
+    _check_sent(parameters, constants)
     return SearchSpace(
         parameters,
-        constants={name: value for name, value in flat.items() if name not in domains},
+        constants=constants,
         grid=tuple(name for name, domain in domains.items() if grid_values(domain) is not None),
         notes=tuple(_notes(domains, parameters)),
     )
@@ -246,6 +248,18 @@ def _check_domain(name: str, domain: Any, domains: dict[str, Any]) -> None:
             f"{name!r} has {spell(found)} {where}, where it cannot be searched; write the space as "
             f"a function:\n{suggest_instead(name, domain)}"
         )
+
+
+def _check_sent(parameters: Mapping[str, Parameter], constants: Mapping[str, Any]) -> None:
+    choices = {name: p.choices for name, p in parameters.items() if isinstance(p, Choice)}
+    for name, value in {**choices, **constants}.items():
+        try:
+            send(value)
+        except Exception as error:
+            raise SettingsError(
+                f"{name!r} holds {readable(value)!r}, which cannot be sent to a trial "
+                f"({type(error).__name__}: {error}); make it in the function that is trained."
+            ) from error
 
 
 def _is_list(choices: Any) -> bool:

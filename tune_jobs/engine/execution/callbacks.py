@@ -13,6 +13,7 @@ from ray.tune.utils.util import SafeFallbackEncoder
 
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import RESULT_FILE
+from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.store.record import Record, reports_of
 
@@ -35,13 +36,14 @@ class ResultLogs(Transient, JsonLoggerCallback):
 
     def log_trial_start(self, trial: Any) -> None:
         trial.init_local_path()
-        self.update_config(trial, trial.config)
+        self.update_config(trial, readable(trial.config))
         last = trial.latest_checkpoint_result  # from which it resumes
         reports = reports_of(self._record.trial(trial.trial_id)) if last is not None else {}
         number = last.metrics["training_iteration"] if last is not None else 0
         write_results(trial, [report for n, report in reports.items() if n <= number])
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+        result = {**result, "config": readable(trial.config)}
         with Path(trial.local_path, RESULT_FILE).open("at") as file:
             json.dump(result, file, cls=SafeFallbackEncoder)
             file.write("\n")
@@ -54,7 +56,7 @@ def write_results(trial: Any, results: Iterable[Mapping[str, Any]]) -> None:
         trial: A Tune trial whose folder exists.
         results: The recorded ones, in order.
     """
-    common = {"trial_id": trial.trial_id, "config": trial.config}
+    common = {"trial_id": trial.trial_id, "config": readable(trial.config)}
     lines = [json.dumps({**result, **common}, default=str) + "\n" for result in results]
     Path(trial.local_path, RESULT_FILE).write_text("".join(lines))
 

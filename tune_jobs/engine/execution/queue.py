@@ -14,6 +14,7 @@ from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.core.layout import ERROR_FILE, trial_folder
 from tune_jobs.engine.core.outcome import Cause, outcome_of
+from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.execution.callbacks import write_results
 from tune_jobs.engine.execution.internals import (
@@ -63,13 +64,22 @@ class SweepTrial(Trial):
             self.run_metadata.num_failures -= 1  # it died once
             keep_running(self.controller, self)  # otherwise it would not recover
 
+    def update_last_result(self, result: dict[str, Any]) -> None:
+        config = result.get("config")
+        if _has_odd_keys(config):
+            result = {**result, "config": readable(config)}  # for the snapshots, too
+        super().update_last_result(result)
+
     def should_recover(self) -> bool:
         is_cluster = outcome_of_failed(self).cause == Cause.CLUSTER
         return is_cluster and bool(super().should_recover())
 
     def __getstate__(self) -> dict[str, Any]:
         unpicklable = ("controller", "error")
-        return {k: v for k, v in super().__getstate__().items() if k not in unpicklable}
+        state = {k: v for k, v in super().__getstate__().items() if k not in unpicklable}
+        # For Tune's snapshots, which nobody reads: JSON has no keys that are tuples.
+        plain = readable(self.config)
+        return {k: plain if v is self.config else v for k, v in state.items()}
 
 
 class TrialQueue(Transient, SearchGenerator):
@@ -241,3 +251,11 @@ class TrialQueue(Transient, SearchGenerator):
     def _folder_of(self, trial: Trial) -> str:
         """By its number in the study, which trials.csv has too."""
         return trial_folder(self._record.trial(trial.trial_id).number)
+
+
+def _has_odd_keys(value: Any) -> bool:
+    """Whether there is a key in it that JSON does not take."""
+    if isinstance(value, dict):
+        is_odd = any(not isinstance(key, (str, int, float, type(None))) for key in value)
+        return is_odd or any(map(_has_odd_keys, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_has_odd_keys, value))

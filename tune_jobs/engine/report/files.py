@@ -17,6 +17,7 @@ from tune_jobs.engine.core.errors import SweepFailedError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import BEST_CHECKPOINT_FILE, BEST_FILE, TRIALS_FILE
 from tune_jobs.engine.core.outcome import Kind, Outcome, has_failed, outcome_of
+from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.report.result import SweepResult
 from tune_jobs.engine.store.folder import SweepFolder, write_whole
 from tune_jobs.engine.store.record import duration_of, reports_of, results_of, returned_by
@@ -47,7 +48,7 @@ def make_row(
         "score": goal.score(trial),
         "duration_s": duration_of(trial),
         "node": reports[-1].get("hostname") if reports else None,
-        **{f"config/{name}": value for name, value in flatten_dict(config).items()},
+        **{f"config/{name}": value for name, value in flatten_dict(readable(config)).items()},
     }
 
 
@@ -88,7 +89,7 @@ def write_best(folder: SweepFolder, result: SweepResult, workload: Workload) -> 
     """
     script = script_of(workload.job.source)
     content = {
-        "config": result.best_config,
+        "config": readable(result.best_config),
         "metric": result.goal.metric,
         "mode": result.goal.mode,
         "score": result.best_score,

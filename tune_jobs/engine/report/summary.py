@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.execution.progress import format_config
 from tune_jobs.engine.report.result import SweepResult
 
@@ -16,7 +17,7 @@ def format_summary(result: SweepResult) -> str:
     where = f"{epoch} (validation)" if result.is_lightning else epoch
     lines = [
         "",
-        f"Best config: {format_config(result.best_config)}",
+        f"Best config: {format_config(readable(result.best_config))}",
         f"{result.goal.metric}: {result.best_score:.5g}{where}, trial {result.best_trial}",
         *_caveat(result),
     ]

@@ -20,12 +20,13 @@ from tune_jobs.engine.core.define_by_run import (
     run_space,
     seeds_of,
 )
-from tune_jobs.engine.core.parameters import Number
+from tune_jobs.engine.core.parameters import Number, send
 from tune_jobs.engine.core.space import DefineByRun, SearchSpace
 from tune_jobs.engine.search.finite import Tried
 from tune_jobs.engine.search.samplers import reseed
 from tune_jobs.engine.search.view import View
 from tune_jobs.engine.store.configs import CONFIG_ATTR, pack_config
+from tune_jobs.engine.store.record import has_ended_in_space
 
 __all__ = ["Asker", "make_asker"]
 
@@ -134,7 +135,7 @@ class DictAsker(Asker):
     ) -> tuple[Suggested, dict[str, Any]]:
         try:
             params = self._ask_study(number, attempt, fixed, waiting).params
-            return _packable(Suggested(self._space.decode(params))), params
+            return _sendable(Suggested(self._space.decode(params))), params
         except Exception as error:  # the sampler's
             return Suggested({}, failure_of(error)), {}
 
@@ -150,9 +151,10 @@ class DefineAsker(Asker):
         self._tried: set[str] = set()
 
     def add(self, trial: FrozenTrial) -> None:
-        if CONFIG_ATTR in trial.system_attrs and all(map(_is_finite, trial.distributions.values())):
+        has_nothing = has_ended_in_space(trial) and not trial.params  # it is no config
+        if not has_nothing and all(map(_is_finite, trial.distributions.values())):
             self._trials.append(trial)
-            self._tried.add(_key(trial.system_attrs[CONFIG_ATTR]))
+            self._tried.add(_key(trial.system_attrs.get(CONFIG_ATTR, trial.params)))
 
     def ask(self, number: int) -> Suggested | None:
         for attempt in range(ATTEMPTS):
@@ -180,7 +182,7 @@ class DefineAsker(Asker):
             return Suggested({}, failure_of(error)), None
         trial = SpaceTrial(asked, number, fixed)
         seeds = self._seeds(number, attempt)
-        return _packable(run_space(self._define, trial, seeds)), trial
+        return _sendable(run_space(self._define, trial, seeds)), trial
 
     def _is_tried(self, suggested: Suggested, trial: SpaceTrial | None) -> bool:
         if trial is None or trial.has_sampler_failed:
@@ -202,13 +204,13 @@ class DefineAsker(Asker):
         study.add_trials([_complete(trial) for trial in self._trials])
         trial = SpaceTrial(study.ask(), number, {})
         suggested = run_space(self._define, trial, seeds)
-        return None if self._is_tried(_packable(suggested), trial) else trial.params
+        return None if self._is_tried(_sendable(suggested), trial) else trial.params
 
 
-def _packable(suggested: Suggested) -> Suggested:
-    """The same, or a failure: what cannot be pickled reaches no trial and no record."""
+def _sendable(suggested: Suggested) -> Suggested:
+    """The same, or a failure: what cannot be sent reaches no trial and no record."""
     try:
-        pack_config(suggested.config)
+        send(suggested.config)
     except Exception as error:
         return Suggested({}, failure_of(error))
     return suggested

@@ -44,9 +44,11 @@ class Tried:
         """Take in a trial with what the study holds; one that ended in its space has not all."""
         if not all(name in params for name in self._grid):
             return
-        point = self._place(self._grid, params)
+        try:
+            point, place = self._place(self._grid, params), self._place_of(params)
+        except ValueError:  # a value that the space had under an earlier version
+            return
         self._drawn[point] += bool(self._grid)
-        place = self._place_of(params)
         if place is not None and place not in self._places:
             self._places.add(place)
             self._different[point] += 1

@@ -16,6 +16,7 @@ from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.search.asking import make_asker
 from tune_jobs.engine.search.view import STUDY_NAME, Ending, View
+from tune_jobs.engine.store.configs import recordable
 from tune_jobs.engine.store.record import Record, id_of, results_of, returned_by
 
 __all__ = ["SearchListener", "StudySearch"]
@@ -105,7 +106,8 @@ class StudySearch(Transient, OptunaSearch):
             return Searcher.FINISHED
         asked = self._view.start(trial_id)
         self._record.keep(self._view.attrs())
-        self._record.start(trial_id, asked, suggested.config, suggested.outcome)
+        recorded = recordable(suggested.config, self._searched)
+        self._record.start(trial_id, asked, recorded, suggested.outcome)
         self._asker.add(self._record.trial(trial_id))
         if suggested.outcome is not None:
             self.end(trial_id, suggested.outcome)

@@ -14,7 +14,7 @@ from ray.tune.utils.util import unflatten_dict
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import SearchSpace
 
-__all__ = ["CONFIG_ATTR", "config_of", "pack_config", "to_json"]
+__all__ = ["CONFIG_ATTR", "config_of", "pack_config", "recordable", "to_json"]
 
 # The system attribute in which an Optuna trial holds what the search space gave it: the values of a
 # dict of domains by their flat names, or the config of a define-by-run space as it is.
@@ -22,11 +22,22 @@ CONFIG_ATTR = "tune_jobs:values"
 OLD_CONFIG_ATTR = "tune_jobs:config"  # flat names, which were nested again
 
 PICKLED = "tune_jobs:pickled"
+MOST_BYTES = 100_000  # of a value that its label stands for
 
 
 def pack_config(suggested: Mapping[str, Any]) -> dict[str, Any]:
     """What a space gave a trial, as JSON; values that JSON would change are pickled."""
     return {name: v if _is_json(v) else _pickle(v) for name, v in suggested.items()}
+
+
+def recordable(values: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """What is recorded of a config: without large choices of a dict of domains, such as arrays.
+
+    Each trial would record them again. The study has their labels, and the space the values.
+    """
+    if space.define is not None:
+        return dict(values)
+    return {name: value for name, value in values.items() if _is_light(value)}
 
 
 def to_json(value: Any) -> Any:
@@ -43,7 +54,8 @@ def config_of(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
     """
     recorded = trial.system_attrs.get(CONFIG_ATTR)
     if recorded is not None:
-        return space.config({name: _unpack(value) for name, value in recorded.items()})
+        decoded = {} if space.define is not None else space.decode(trial.params)
+        return space.config({**decoded, **_unpack_known(recorded, decoded)})
     recorded = trial.system_attrs.get(OLD_CONFIG_ATTR)
     if recorded is not None:
         return _nested(space, {name: _unpack(value) for name, value in recorded.items()})
@@ -66,6 +78,10 @@ def _suggest_again(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
     return _nested(space, {**given.params, **flatten_dict(constants or {})})
 
 
+def _is_light(value: Any) -> bool:
+    return _is_json(value) or len(cloudpickle.dumps(value)) <= MOST_BYTES
+
+
 def _is_json(value: Any) -> bool:
     if isinstance(value, float):
         return type(value) is float and math.isfinite(value)
@@ -80,6 +96,18 @@ def _is_json(value: Any) -> bool:
 
 def _pickle(value: Any) -> dict[str, str]:
     return {PICKLED: base64.b64encode(cloudpickle.dumps(value)).decode()}
+
+
+def _unpack_known(recorded: Mapping[str, Any], decoded: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded values; one that cannot be unpickled any more is left to its label."""
+    values = {}
+    for name, value in recorded.items():
+        try:
+            values[name] = _unpack(value)
+        except Exception:  # of the module that the value's class is in
+            if name not in decoded:
+                raise
+    return values
 
 
 def _unpack(value: Any) -> Any:

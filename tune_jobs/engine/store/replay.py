@@ -27,13 +27,13 @@ def check_asked(define: DefineByRun, trials: Sequence[FrozenTrial], seed: int) -
 
     Args:
         define: The function.
-        trials: The trials of the record that have started.
+        trials: The sweep's own trials that have started.
         seed: The sweep's.
 
     Raises:
         SettingsError: It asks for something else; the message names the first difference.
     """
-    known = [t for t in trials if "trial_id" in t.user_attrs and not has_ended_in_space(t)]
+    known = [trial for trial in trials if not has_ended_in_space(trial)]
     for trial in known[:: len(known) // MOST_TRIALS + 1]:
         difference = _difference(define, trial, seeds_of(seed, trial.number))
         # Which attempt was recorded is not known, and a function may draw at random what it asks.
