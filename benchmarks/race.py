@@ -33,7 +33,7 @@ from benchmarks.stock_sampler import StockSampler
 from tune_jobs.engine import LightningSettings, SweepResult, run_sweep
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Kind
-from tune_jobs.engine.store.record import id_of, results_of
+from tune_jobs.engine.store.entries import id_of, results_of
 from tune_jobs.mnist import SEARCH_SPACE, make_data, make_model
 
 GOAL = Goal("val_acc", "max")

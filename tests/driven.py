@@ -17,7 +17,8 @@ from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.core.space import Space, convert_space
 from tune_jobs.engine.search.study_search import SearchListener, StudySearch
 from tune_jobs.engine.search.view import View
-from tune_jobs.engine.store.record import Record, id_of
+from tune_jobs.engine.store.entries import id_of
+from tune_jobs.engine.store.record import Record
 
 SPACE = {"lr": tune.loguniform(1e-4, 1e-1), "layers": tune.choice([2, 3])}
 OOM = Outcome(Kind.OUT_OF_MEMORY, Cause.TRIAL, "out of memory; try more", "Traceback ...")

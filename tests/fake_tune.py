@@ -12,7 +12,7 @@ from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Kind, Outcome
 from tune_jobs.engine.core.result import epoch_of
 from tune_jobs.engine.core.rungs import Halving, Rungs
 from tune_jobs.engine.core.settings import LightningSettings, Settings
-from tune_jobs.engine.store.record import PROMOTED
+from tune_jobs.engine.store.entries import PROMOTED
 
 
 def settings_of(halving: Halving | None = None, stop_at: float | None = None) -> Settings:

@@ -17,7 +17,8 @@ from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, outcome_of
 from tune_jobs.engine.execution.queue import SweepTrial
 from tune_jobs.engine.search.failures import outcome_of_failed
-from tune_jobs.engine.store.record import Record, decision_of
+from tune_jobs.engine.store.entries import decision_of
+from tune_jobs.engine.store.record import Record
 
 
 class TorchOutOfMemoryError(RuntimeError):

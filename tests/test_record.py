@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tune_jobs.engine.core.errors import RecordError, SettingsError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, outcome_of
-from tune_jobs.engine.store.record import Record, decision_of, promoted_from, results_of
+from tune_jobs.engine.store.entries import decision_of, promoted_from, results_of
+from tune_jobs.engine.store.record import Record
 
 GOAL = Goal("score", "max")
 

@@ -29,7 +29,7 @@ from tune_jobs.engine import (
     load_study,
     run_sweep,
 )
-from tune_jobs.engine.store.record import results_of
+from tune_jobs.engine.store.entries import results_of
 
 pytestmark = pytest.mark.slow
 

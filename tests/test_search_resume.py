@@ -25,8 +25,8 @@ from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.execution.queue import TrialQueue
 from tune_jobs.engine.search.epochs import EpochScheduler
 from tune_jobs.engine.store.configs import config_of
+from tune_jobs.engine.store.entries import decision_of
 from tune_jobs.engine.store.folder import SweepFolder
-from tune_jobs.engine.store.record import decision_of
 from tune_jobs.engine.store.study import study_storage
 from tune_jobs.engine.store.warm_start import retry_failed
 

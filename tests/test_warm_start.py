@@ -22,8 +22,9 @@ from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.space import Space, convert_space
 from tune_jobs.engine.search.study_search import StudySearch
 from tune_jobs.engine.search.view import View
+from tune_jobs.engine.store.entries import id_of
 from tune_jobs.engine.store.manifest import Manifest
-from tune_jobs.engine.store.record import Record, id_of
+from tune_jobs.engine.store.record import Record
 from tune_jobs.engine.store.warm_start import (
     check_configs,
     enqueue,

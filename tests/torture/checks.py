@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tune_jobs.engine import LightningSettings
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.search.asha import StoppingASHA
-from tune_jobs.engine.store.record import results_of
+from tune_jobs.engine.store.entries import results_of
 
 from .job import MAX_EPOCHS, NUM_KEPT, NUM_TRIALS, REDUCTION_FACTOR, RUNGS, score
 from .journal import JOURNAL, Entries, load_trials

@@ -1,11 +1,9 @@
 """A define-by-run space, run for one trial: `run_space`."""
 
 import random
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,15 @@ from optuna.distributions import (
 
 from tune_jobs.engine.core.domains import domains_in, spell
 from tune_jobs.engine.core.internals import give
-from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.outcome import Kind, Outcome
 from tune_jobs.engine.core.parameters import Choice, Number, Parameter, copied
+from tune_jobs.engine.core.raised import outcome_of_raised
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import DefineByRun
 
-__all__ = ["ATTEMPTS", "SpaceTrial", "Suggested", "failure_of", "run_space", "seeds_of"]
+__all__ = ["ATTEMPTS", "SpaceTrial", "Suggested", "run_space", "seeds_of"]
 
 ATTEMPTS = 10  # to draw a config that was not tried
-ENGINE = Path(__file__).resolve().parents[1]
 
 
 class SpaceTrial(optuna.Trial):
@@ -167,17 +165,7 @@ def run_space(define: DefineByRun, trial: SpaceTrial, seeds: Sequence[int]) -> S
     except optuna.TrialPruned as error:
         return Suggested(trial.values, Outcome.of(Kind.PRUNED, str(error)))
     except (Exception, SystemExit) as error:
-        return Suggested(trial.values, failure_of(error))
-
-
-def failure_of(error: BaseException) -> Outcome:
-    """The outcome of a trial in whose space an error was raised, with the user's own frames."""
-    shown = traceback.TracebackException.from_exception(error)
-    frames = [frame for frame in shown.stack if not Path(frame.filename).is_relative_to(ENGINE)]
-    shown.stack = traceback.StackSummary.from_list(frames)
-    lines = str(error).strip().splitlines()
-    message = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
-    return Outcome(type(error).__name__, Cause.TRIAL, message, "".join(shown.format()))
+        return Suggested(trial.values, outcome_of_raised(error))
 
 
 def _checked(returned: Any) -> dict[str, Any]:

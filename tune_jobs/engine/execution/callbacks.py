@@ -15,7 +15,8 @@ from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.layout import RESULT_FILE
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.transient import Transient
-from tune_jobs.engine.store.record import Record, reports_of
+from tune_jobs.engine.store.entries import reports_of
+from tune_jobs.engine.store.record import Record
 
 __all__ = ["KeepBestCheckpoints", "ResultLogs", "write_results"]
 

@@ -1,8 +1,8 @@
 """Drives Tune's controller through the trials of a sweep that are not finished: `Driver`."""
 
+import dataclasses
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from tune_jobs.engine.cluster.slots import Resources
 from tune_jobs.engine.core.errors import SweepFailedError
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, has_failed
 from tune_jobs.engine.core.progress import Progress, Silent
+from tune_jobs.engine.core.raised import outcome_of_raised
 from tune_jobs.engine.execution.callbacks import KeepBestCheckpoints, ResultLogs
 from tune_jobs.engine.execution.queue import TrialQueue
 from tune_jobs.engine.execution.stopper import SweepStopper, interruptible
@@ -26,9 +27,10 @@ from tune_jobs.engine.search.epochs import EpochScheduler
 from tune_jobs.engine.search.stock import StockScheduler
 from tune_jobs.engine.search.study_search import SearchListener, StudySearch
 from tune_jobs.engine.search.view import View
+from tune_jobs.engine.store.entries import id_of
 from tune_jobs.engine.store.folder import storage_uri
 from tune_jobs.engine.store.opening import OpenSweep
-from tune_jobs.engine.store.record import Record, id_of
+from tune_jobs.engine.store.record import Record
 from tune_jobs.engine.store.warm_start import agrees, others_of
 
 __all__ = ["Driver", "Parts"]
@@ -159,10 +161,9 @@ class Driver(SearchListener):
         self._parts.progress.on_trial_end(self._sweep.goal, trial, self._best)
 
     def on_sampler_error(self, error: Exception) -> None:
-        text = "".join(traceback.format_exception(error)).rstrip()
-        name = type(self._parts.sampler).__name__
-        message = f"{name} failed as a trial ended; mend it and resume the sweep:\n{text}"
-        self._stopper.fail(Outcome(type(error).__name__, Cause.TRIAL, message))
+        raised, name = outcome_of_raised(error), type(self._parts.sampler).__name__
+        message = f"{name} failed as a trial ended; mend it and resume:\n{raised.traceback}"
+        self._stopper.fail(dataclasses.replace(raised, message=message))
 
     def _check(self, error: Exception | None) -> None:
         """Check that nothing ended the sweep in a way that leaves no result."""

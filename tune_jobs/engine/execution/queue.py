@@ -28,8 +28,9 @@ from tune_jobs.engine.search.failures import outcome_of_failed
 from tune_jobs.engine.search.study_search import StudySearch
 from tune_jobs.engine.store.checkpoints import Shelf
 from tune_jobs.engine.store.configs import config_of
+from tune_jobs.engine.store.entries import id_of, reports_of
 from tune_jobs.engine.store.opening import OpenSweep
-from tune_jobs.engine.store.record import Record, id_of, reports_of
+from tune_jobs.engine.store.record import Record
 
 __all__ = ["SweepTrial", "TrialQueue"]
 

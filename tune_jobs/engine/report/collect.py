@@ -24,9 +24,10 @@ from tune_jobs.engine.report.files import (
 )
 from tune_jobs.engine.report.result import SweepResult
 from tune_jobs.engine.store.configs import config_of
+from tune_jobs.engine.store.entries import results_of
 from tune_jobs.engine.store.folder import SweepFolder
 from tune_jobs.engine.store.opening import OpenSweep
-from tune_jobs.engine.store.record import Record, results_of
+from tune_jobs.engine.store.record import Record
 from tune_jobs.engine.store.study import copy_to_memory
 from tune_jobs.engine.trainable.evaluation import evaluate
 from tune_jobs.engine.trainable.jobs import Workload

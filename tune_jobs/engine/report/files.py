@@ -19,8 +19,8 @@ from tune_jobs.engine.core.layout import BEST_CHECKPOINT_FILE, BEST_FILE, TRIALS
 from tune_jobs.engine.core.outcome import Kind, Outcome, has_failed, outcome_of
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.report.result import SweepResult
+from tune_jobs.engine.store.entries import duration_of, reports_of, results_of, returned_by
 from tune_jobs.engine.store.folder import SweepFolder, write_whole
-from tune_jobs.engine.store.record import duration_of, reports_of, results_of, returned_by
 from tune_jobs.engine.trainable.jobs import Workload
 
 __all__ = ["epoch_of_score", "make_row", "write_best", "write_checkpoint", "write_rows"]

@@ -19,7 +19,8 @@ from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.search.epochs import EpochScheduler
 from tune_jobs.engine.search.internals import pause_pending
-from tune_jobs.engine.store.record import Record, id_of, promoted_from
+from tune_jobs.engine.store.entries import id_of, promoted_from
+from tune_jobs.engine.store.record import Record
 
 __all__ = ["PromotionASHA", "StoppingASHA"]
 

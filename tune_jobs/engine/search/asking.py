@@ -16,17 +16,17 @@ from tune_jobs.engine.core.define_by_run import (
     ATTEMPTS,
     SpaceTrial,
     Suggested,
-    failure_of,
     run_space,
     seeds_of,
 )
 from tune_jobs.engine.core.parameters import Number, send
+from tune_jobs.engine.core.raised import outcome_of_raised
 from tune_jobs.engine.core.space import DefineByRun, SearchSpace
 from tune_jobs.engine.search.finite import Tried
 from tune_jobs.engine.search.samplers import reseed
 from tune_jobs.engine.search.view import View
 from tune_jobs.engine.store.configs import CONFIG_ATTR, pack_config
-from tune_jobs.engine.store.record import has_ended_in_space
+from tune_jobs.engine.store.entries import has_ended_in_space
 
 __all__ = ["Asker", "make_asker"]
 
@@ -122,7 +122,7 @@ class DictAsker(Asker):
         try:
             fixed = self._space.encode(waiting.system_attrs.get("fixed_params", {}))
         except ValueError as error:
-            return Suggested({}, failure_of(ValueError(f"the config in the queue {error}")))
+            return Suggested({}, outcome_of_raised(ValueError(f"the config in the queue {error}")))
         fixed = {**self._tried.next_point(fixed), **fixed}
         return self._ask(number, 0, fixed, waiting)[0]
 
@@ -137,7 +137,7 @@ class DictAsker(Asker):
             params = self._ask_study(number, attempt, fixed, waiting).params
             return _sendable(Suggested(self._space.decode(params))), params
         except Exception as error:  # the sampler's
-            return Suggested({}, failure_of(error)), {}
+            return Suggested({}, outcome_of_raised(error)), {}
 
 
 class DefineAsker(Asker):
@@ -179,7 +179,7 @@ class DefineAsker(Asker):
         try:
             asked = self._ask_study(number, attempt, fixed, waiting)
         except Exception as error:  # the sampler's
-            return Suggested({}, failure_of(error)), None
+            return Suggested({}, outcome_of_raised(error)), None
         trial = SpaceTrial(asked, number, fixed)
         seeds = self._seeds(number, attempt)
         return _sendable(run_space(self._define, trial, seeds)), trial
@@ -212,7 +212,7 @@ def _sendable(suggested: Suggested) -> Suggested:
     try:
         send(suggested.config)
     except Exception as error:
-        return Suggested({}, failure_of(error))
+        return Suggested({}, outcome_of_raised(error))
     return suggested
 
 

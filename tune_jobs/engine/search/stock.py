@@ -20,7 +20,8 @@ from tune_jobs.engine.core.result import epoch_of
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.search.epochs import EpochScheduler
 from tune_jobs.engine.search.internals import forget_stop, max_epochs_of, mode_of
-from tune_jobs.engine.store.record import Record, decision_of, id_of, results_of
+from tune_jobs.engine.store.entries import decision_of, id_of, results_of
+from tune_jobs.engine.store.record import Record
 
 __all__ = ["StockScheduler", "check_scheduler"]
 

@@ -17,7 +17,8 @@ from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.search.asking import make_asker
 from tune_jobs.engine.search.view import STUDY_NAME, Ending, View
 from tune_jobs.engine.store.configs import recordable
-from tune_jobs.engine.store.record import Record, id_of, results_of, returned_by
+from tune_jobs.engine.store.entries import id_of, results_of, returned_by
+from tune_jobs.engine.store.record import Record
 
 __all__ = ["SearchListener", "StudySearch"]
 

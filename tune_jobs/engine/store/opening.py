@@ -24,11 +24,12 @@ from tune_jobs.engine.core.layout import (
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.store.checkpoints import Shelf, check_checkpoint
+from tune_jobs.engine.store.entries import reports_of
 from tune_jobs.engine.store.folder import SweepFolder, new_folder, old_folder, working_files
 from tune_jobs.engine.store.foreign import Source, name_of
 from tune_jobs.engine.store.lock import SweepLock
 from tune_jobs.engine.store.manifest import FORMAT, Manifest
-from tune_jobs.engine.store.record import Record, reports_of
+from tune_jobs.engine.store.record import Record
 from tune_jobs.engine.store.replay import check_asked
 from tune_jobs.engine.store.warm_start import (
     check_configs,

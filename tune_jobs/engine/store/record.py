@@ -19,32 +19,24 @@ from tune_jobs.engine.core.layout import STUDY_FILE
 from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Kind, Outcome, outcome_of
 from tune_jobs.engine.core.result import epoch_of
 from tune_jobs.engine.store.configs import CONFIG_ATTR, pack_config, to_json
+from tune_jobs.engine.store.entries import (
+    ENDED_IN_SPACE,
+    OTHER_REPORT,
+    PROMOTED,
+    RESULT,
+    RETURNED,
+    decision_of,
+    duration_of,
+    id_of,
+    is_own,
+    results_of,
+    to_entry,
+)
 from tune_jobs.engine.store.study import study_storage
 
-__all__ = [
-    "Record",
-    "decision_of",
-    "duration_of",
-    "has_ended_in_space",
-    "id_of",
-    "is_own",
-    "promoted_from",
-    "reports_of",
-    "results_of",
-    "returned_by",
-]
+__all__ = ["Record"]
 
-# System attributes are Optuna's place for what is not the user's: a dashboard does not list them.
-RESULT = "tune_jobs:result:"
-OTHER_REPORT = "tune_jobs:report:"
-RETURNED = "tune_jobs:returned"
-PAUSING = "tune_jobs:pausing"
-STOP = "tune_jobs:stop"
-PROMOTED = "tune_jobs:promoted"
-ENDED_IN_SPACE = "tune_jobs:ended_in_space"
-
-# What Tune adds to every result for itself; `config/...` is recorded once, with the trial.
-TUNES_OWN = {"trial_id", "done", "should_checkpoint", "experiment_tag", "timesteps_total"}
+PAUSING = "tune_jobs:pausing"  # a system attribute of the study
 
 
 class Record:
@@ -233,7 +225,7 @@ class Record:
         optuna_id, epoch = self._ids[trial_id], epoch_of(result)
         with self._writing():
             # The result first: `repair_curves` can make the curve from it.
-            self._enter(trial_id, f"{RESULT}{epoch:06d}", _to_entry(result, stop))
+            self._enter(trial_id, f"{RESULT}{epoch:06d}", to_entry(result, stop))
             if math.isfinite(score):
                 self._storage.set_trial_intermediate_value(optuna_id, epoch, score)
 
@@ -241,12 +233,12 @@ class Record:
         """Enter a report without the metric."""
         name = f"{OTHER_REPORT}{int(result['training_iteration']):06d}"
         with self._writing():
-            self._enter(trial_id, name, _to_entry(result, None))
+            self._enter(trial_id, name, to_entry(result, None))
 
     def report_returned(self, trial_id: str, result: Mapping[str, Any], stop: Kind | None) -> None:
         """Enter what a function returned; arguments as for `report`."""
         with self._writing():
-            self._enter(trial_id, RETURNED, _to_entry(result, stop))
+            self._enter(trial_id, RETURNED, to_entry(result, stop))
 
     def pause(self, trial_id: str, rung: int | None) -> None:
         """Enter at which rung a trial is paused; None: it is not paused any more."""
@@ -376,91 +368,6 @@ class Record:
         except OSError as error:
             self.trouble = RecordError(f"{self.file} cannot be written: {error.strerror}")
             raise self.trouble from error
-
-
-def id_of(trial: FrozenTrial) -> str:
-    """Tune's id of a trial that has started."""
-    trial_id: str = trial.user_attrs["trial_id"]
-    return trial_id
-
-
-def is_own(trial: FrozenTrial) -> bool:
-    """Whether a trial of the study was started by a driver of the sweep."""
-    return "trial_id" in trial.user_attrs and trial.state != TrialState.WAITING
-
-
-def has_ended_in_space(trial: FrozenTrial) -> bool:
-    """Whether a trial ended while its config was drawn: its search space raised."""
-    return ENDED_IN_SPACE in trial.system_attrs
-
-
-def decision_of(trial: FrozenTrial) -> Outcome | None:
-    """Why a trial ended or must end; None: it continues."""
-    outcome = outcome_of(trial)
-    if outcome is None:
-        entries = [*results_of(trial).values(), returned_by(trial) or {}]
-        stop = next((entry[STOP] for entry in entries if STOP in entry), None)
-        outcome = None if stop is None else Outcome.of(Kind(stop))
-    return outcome
-
-
-def promoted_from(trial: FrozenTrial) -> int | None:
-    """The last rung that it was promoted from; None: it was not promoted."""
-    rung: int | None = trial.system_attrs.get(PROMOTED)
-    return rung
-
-
-def results_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
-    """Its results, epoch -> result, in order."""
-    return _entries(trial, RESULT)
-
-
-def returned_by(trial: FrozenTrial) -> dict[str, Any] | None:
-    """What its function returned, as a result; None: nothing, or it has not returned."""
-    entry: dict[str, Any] | None = trial.system_attrs.get(RETURNED)
-    return entry
-
-
-def reports_of(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
-    """All that it reported, with the metric and without, and what it returned: number of the report
-    -> result, in order."""
-    numbered = [*_entries(trial, OTHER_REPORT).items(), *results_of(trial).items()]
-    returned = returned_by(trial)
-    if returned is not None:
-        numbered.append((len(numbered) + 1, returned))
-    reports = {int(r.get("training_iteration", number)): r for number, r in numbered}
-    return dict(sorted(reports.items()))
-
-
-def duration_of(trial: FrozenTrial) -> float | None:
-    """Seconds that it was trained, without pauses; None: it has reported nothing."""
-    seconds = [report.get("time_total_s", 0.0) for report in reports_of(trial).values()]
-    return round(max(seconds), 3) if seconds else None
-
-
-def _entries(trial: FrozenTrial, prefix: str) -> dict[int, dict[str, Any]]:
-    names = sorted(name for name in trial.system_attrs if name.startswith(prefix))
-    return {int(name.removeprefix(prefix)): trial.system_attrs[name] for name in names}
-
-
-def _to_entry(result: Mapping[str, Any], stop: Kind | None) -> dict[str, Any]:
-    entry = _to_json(result)
-    if stop is not None:
-        entry[STOP] = str(stop)
-    return entry
-
-
-def _to_json(result: Mapping[str, Any]) -> dict[str, Any]:
-    entry: dict[str, Any] = {}
-    for name, value in result.items():
-        if name in TUNES_OWN or name.startswith("config/"):
-            continue
-        plain = value.item() if getattr(value, "size", 0) == 1 else value
-        if isinstance(plain, float) and not math.isfinite(plain):
-            plain = str(plain)  # JSON has no NaN, and the browser of a dashboard insists on that
-        if plain is None or isinstance(plain, (bool, int, float, str)):
-            entry[name] = plain
-    return entry
 
 
 def _repair(file: Path) -> None:

@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial
 from tune_jobs.engine.core.define_by_run import ATTEMPTS, SpaceTrial, run_space, seeds_of
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.space import DefineByRun
+from tune_jobs.engine.store.entries import has_ended_in_space
 from tune_jobs.engine.store.manifest import spell_distribution
-from tune_jobs.engine.store.record import has_ended_in_space
 
 __all__ = ["check_asked"]
 

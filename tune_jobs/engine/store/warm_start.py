@@ -17,8 +17,9 @@ from tune_jobs.engine.core.parameters import Parameter
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import DefineByRun, SearchSpace, contains
 from tune_jobs.engine.store.drawing import Drawn, draw, draw_often
+from tune_jobs.engine.store.entries import decision_of
 from tune_jobs.engine.store.foreign import Source, name_of, read_trials
-from tune_jobs.engine.store.record import Record, decision_of
+from tune_jobs.engine.store.record import Record
 
 __all__ = [
     "agrees",
