@@ -1,0 +1,78 @@
+"""Configs as users give them, and what the study holds for them."""
+
+import math
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from ray import tune
+
+from tune_jobs.engine.core.readable import readable
+from tune_jobs.engine.core.space import convert_space
+
+ENCODED: dict[str, Any] = {
+    "lr": tune.loguniform(1e-4, 1),
+    "depth": tune.qlograndint(8, 64, 8),
+    "kernel": tune.choice([(3, 3), (5, 5)]),
+    "flag": tune.choice([True, 1]),
+    "model": {"act": tune.choice([None, "relu"]), "sizes": {1: [2]}, "name": "mlp"},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "params"),
+    [
+        ({"lr": 0.5}, {"lr": 0.5}),
+        ({"lr": 1}, {"lr": 1.0}),
+        ({"lr": np.float32(0.5), "depth": 16.0}, {"lr": 0.5, "depth": 16}),
+        ({"kernel": (3, 3)}, {"kernel": "[3, 3]"}),
+        ({"kernel": [5, 5]}, {"kernel": "[5, 5]"}),
+        ({"kernel": "[5, 5]"}, {"kernel": "[5, 5]"}),
+        ({"flag": 1}, {"flag": "1"}),
+        ({"flag": True}, {"flag": "True"}),
+        ({"model": {"act": None}}, {"model/act": None}),
+        ({"model/act": "relu"}, {"model/act": "relu"}),
+        ({"model": {"act": "relu", "sizes": {1: [2]}, "name": "mlp"}}, {"model/act": "relu"}),
+        ({"model": {"sizes": {"1": [2]}}, "lr": 1e-4}, {"lr": 1e-4}),
+        ({"model/sizes/1": [2], "model/name": "mlp"}, {}),
+    ],
+    ids=str,
+)
+def test_space_encodes_config(config: dict[str, Any], params: dict[str, Any]) -> None:
+    assert convert_space(ENCODED).encode(config) == params
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"rate": 1}, "has 'rate'; the space has lr, depth, kernel, flag, model/act, model/sizes"),
+        ({"model": {"depth": 1}}, "has 'model/depth'; the space has"),
+        ({"lr": 5}, "has lr = 5, which is not in the space: FloatDistribution"),
+        ({"lr": None}, "has lr = None, which is not in the space"),
+        ({"lr": True}, "has lr = True, which is not in the space"),
+        ({"lr": math.nan}, "has lr = nan, which is not in the space"),
+        ({"depth": 12}, "has depth = 12, which is not in the space"),
+        ({"depth": "many"}, "has depth = 'many', which is not in the space"),
+        ({"kernel": [3, 5]}, "has kernel = [3, 5], which is not in the space: Categorical"),
+        ({"model": {"name": "cnn"}}, "has model/name = 'cnn', which is not in the space: 'mlp'"),
+        ({"model": {"sizes": {"1": [3]}}}, "has model/sizes = {'1': [3]}, which is not in the"),
+        ({"model": 3}, "has 'model'; the space has"),
+    ],
+    ids=str,
+)
+def test_space_config_not_in_it(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        convert_space(ENCODED).encode(config)
+    assert message in str(caught.value)
+
+
+def test_space_config_round_trip() -> None:
+    """A drawn config is found again, also from its readable form."""
+    space = convert_space(ENCODED)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(50):
+        params = study.ask(space.searched).params  # type: ignore[arg-type]
+        config = space.config(space.decode(params))
+        for known in (config, readable(config)):
+            assert space.decode(space.encode(known)) == space.decode(params)
