@@ -60,6 +60,7 @@ def collect_results(
     configs = {trial.number: config_of(trial, sweep.space) for trial in trials}
     rows = [make_row(goal, trial, configs[trial.number], ended) for trial in trials]
     write_rows(folder, rows)
+    write_errors(folder, trials)
     winner = _find_winner(goal, trials, ended)
     score = None if winner is None else goal.score(winner)
     if winner is None or score is None:

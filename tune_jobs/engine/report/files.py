@@ -6,16 +6,24 @@ import io
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
+from pyarrow import fs
 from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.cluster.script import script_of
 from tune_jobs.engine.core.errors import SweepFailedError
 from tune_jobs.engine.core.goal import Goal
-from tune_jobs.engine.core.layout import BEST_CHECKPOINT_FILE, BEST_FILE, TRIALS_FILE
+from tune_jobs.engine.core.layout import (
+    BEST_CHECKPOINT_FILE,
+    BEST_FILE,
+    ERROR_FILE,
+    TRIALS_FILE,
+    trial_folder,
+)
 from tune_jobs.engine.core.outcome import Kind, Outcome, has_failed, outcome_of
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.report.result import SweepResult
@@ -23,7 +31,14 @@ from tune_jobs.engine.store.entries import duration_of, reports_of, results_of, 
 from tune_jobs.engine.store.folder import SweepFolder, write_whole
 from tune_jobs.engine.trainable.jobs import Workload
 
-__all__ = ["epoch_of_score", "make_row", "write_best", "write_checkpoint", "write_rows"]
+__all__ = [
+    "epoch_of_score",
+    "make_row",
+    "write_best",
+    "write_checkpoint",
+    "write_errors",
+    "write_rows",
+]
 
 
 def make_row(
@@ -72,6 +87,20 @@ def write_rows(folder: SweepFolder, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     _write(folder, TRIALS_FILE, file.getvalue().encode())
+
+
+def write_errors(folder: SweepFolder, trials: list[FrozenTrial]) -> None:
+    """Write the logs of failed trials that are missing: Tune copies a trial's files when it will,
+    and the summary names these."""
+    for trial in filter(has_failed, trials):
+        path = f"{folder.path}/{trial_folder(trial.number)}"
+        file, outcome = f"{path}/{ERROR_FILE}", outcome_of(trial)
+        if outcome is None or folder.filesystem.get_file_info(file).type == fs.FileType.File:
+            continue
+        with suppress(OSError):  # the record has it too
+            folder.filesystem.create_dir(path)
+            with folder.filesystem.open_output_stream(file) as stream:
+                stream.write(f"{outcome.traceback or outcome.message}\n".encode())
 
 
 def write_checkpoint(folder: SweepFolder, content: bytes) -> None:
