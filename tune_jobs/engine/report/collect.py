@@ -20,6 +20,7 @@ from tune_jobs.engine.report.files import (
     make_row,
     write_best,
     write_checkpoint,
+    write_errors,
     write_rows,
 )
 from tune_jobs.engine.report.result import SweepResult
