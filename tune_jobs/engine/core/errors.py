@@ -1,5 +1,6 @@
 """The exceptions of the engine."""
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ __all__ = [
     "SettingsError",
     "SweepFailedError",
     "TrialFailedError",
+    "is_of_storage",
 ]
 
 
@@ -47,6 +49,17 @@ class RecordError(OSError):
 
 class CheckpointError(OSError):
     """A checkpoint cannot be written, or a checkpoint to resume from cannot be read."""
+
+
+# The disk is full, over its quota, read-only, or gone.
+_STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether the storage failed: the next trial would fail too."""
+    if isinstance(error, CheckpointError):
+        return True
+    return isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS
 
 
 class MetricNotLoggedError(KeyError):

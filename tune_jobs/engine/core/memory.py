@@ -19,7 +19,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     # By name: torch's own is a RuntimeError, and this process need not have imported torch.
     if any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__):
         return True
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:  # of the user's own class
+        return False
     return any(known in text for known in OUT_OF_MEMORY_TEXTS) or (
         "CUDA" in text and "out of memory" in text
     )

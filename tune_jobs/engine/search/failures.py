@@ -3,21 +3,17 @@
 Ray's `FailureConfig(max_failures)` counts all failures alike.
 """
 
-import errno
 from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle
 from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
 
-from tune_jobs.engine.core.errors import CheckpointError, TrialFailedError
+from tune_jobs.engine.core.errors import TrialFailedError, is_of_storage
 from tune_jobs.engine.core.memory import is_out_of_memory
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
 
 __all__ = ["outcome_of_failed"]
-
-# The disk is full, over its quota, read-only, or gone.
-STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
 def outcome_of_failed(trial: Any) -> Outcome:
@@ -62,11 +58,7 @@ def _load_error(trial: Any) -> tuple[BaseException | None, str]:
 def _cause(error: BaseException) -> Cause:
     if isinstance(error, (RayActorError, WorkerCrashedError, NodeDiedError)):
         return Cause.CLUSTER
-    if isinstance(error, CheckpointError):
-        return Cause.STORAGE
-    if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:
-        return Cause.STORAGE
-    return Cause.TRIAL
+    return Cause.STORAGE if is_of_storage(error) else Cause.TRIAL
 
 
 def _more_memory(trial: Any) -> str:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from ray import tune
 from ray.exceptions import RayError
 
-from tune_jobs.engine.core.errors import CheckpointError, MetricNotLoggedError, TrialFailedError
+from tune_jobs.engine.core.errors import MetricNotLoggedError, TrialFailedError, is_of_storage
 from tune_jobs.engine.core.raised import HIDDEN, outcome_of_raised
 from tune_jobs.engine.core.result import PRUNED
 
@@ -20,9 +20,8 @@ __all__ = ["run_users_code"]
 
 Value = TypeVar("Value")
 
-# The driver knows what to do about these. It also tells by the number of an OSError whether the
-# storage failed.
-PASSED_ON = (CheckpointError, MetricNotLoggedError, TrialFailedError, RayError, OSError)
+# The driver knows what to do about these, and about errors of the storage.
+PASSED_ON = (MetricNotLoggedError, TrialFailedError, RayError)
 
 
 def run_users_code(code: Callable[[], Value]) -> Value | None:
@@ -40,7 +39,7 @@ def run_users_code(code: Callable[[], Value]) -> Value | None:
     except PASSED_ON:
         raise
     except BaseException as error:
-        if _is_rays_stop(error):
+        if is_of_storage(error) or _is_rays_stop(error):
             raise
         if _is_pruned(error):
             tune.report({PRUNED: str(error)})
