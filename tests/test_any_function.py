@@ -259,8 +259,8 @@ def test_function_logs_steps(tmp_path: Path) -> None:
     ],
 )
 def test_function_raises(error: BaseException, message: str, tmp_path: Path) -> None:
-    """Ray takes one for the death of its process, which it starts again (ray#13957), and dies of the
-    other. `test_users_code.py` has all the others."""
+    """Ray takes one for the death of its process, which it starts again (ray#13957), and dies of
+    the other. `test_users_code.py` has all the others."""
     calls = tmp_path / "calls.txt"
 
     def train(config: dict[str, Any]) -> float:
