@@ -25,6 +25,7 @@ from tune_jobs.engine import (
     SweepResult,
     run_sweep,
 )
+from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Kind
 from tune_jobs.engine.core.progress import Silent
 
@@ -44,6 +45,10 @@ def _ray() -> Iterator[None]:
 class Notices(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.paused_at: set[int] = set()
+
+    def on_trial_pause(self, goal: Goal, trial: Any, best: Any) -> None:
+        self.paused_at.add(trial.user_attrs["paused_at"])
 
     def on_notice(self, text: str) -> None:
         self.lines.append(text)
@@ -405,6 +410,9 @@ def test_function_with_checkpoints_is_promoted(tmp_path: Path) -> None:
     notices, log = Notices(), tmp_path / "log.txt"
     result = sweep(tmp_path, make_resumable(log), EpochSettings, max_epochs=8, progress=notices)
     assert not notices.lines
+    assert 1 in notices.paused_at
+    assert notices.paused_at <= {1, 2, 4}  # at the last rung it has ended
+    assert all(t.user_attrs.get("paused_at") is None for t in result.study.trials)
     begun = log.read_text().splitlines()
     assert any(not line.endswith("from 1") for line in begun)
     assert ("COMPLETE", "last epoch") in states(result)

@@ -91,7 +91,7 @@ class Settings:
     stop_at: float | None = None
     """Score that is good enough: the sweep ends when a trial reaches it."""
     seed: int = fixed(0)
-    """Seed of the search and of every trial."""
+    """Seed of the search, and of random, NumPy and torch in every trial."""
     storage_path: str = momentary(
         factory=lambda: os.environ.get("TUNE_JOBS_STORAGE_PATH") or "./results"
     )
