@@ -1,16 +1,11 @@
 """The command line of a settings class, read by tyro, with a short `--help`."""
 
-import contextlib
 import dataclasses
 import inspect
-import io
 import re
-import shutil
-import sys
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, TextIO, TypeVar, get_origin
+from typing import Annotated, Any, TypeVar, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -28,8 +23,6 @@ Parsed = TypeVar("Parsed")
 
 CONFIG = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 MAX_OPTION_WIDTH = 24  # tyro puts the help of wider ones, and of many others then, on a line below
-NO_BREAK = "\N{NO-BREAK SPACE}"  # a space at which tyro does not wrap
-DESCRIPTION = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands in the help for the description
 
 
 def parse(
@@ -46,19 +39,16 @@ def parse(
     Raises:
         SystemExit: Code 2 for what cannot be parsed, 0 after `--help`.
     """
-    given = sys.argv[1:] if args is None else args
     start = tyro.MISSING_NONPROP if default is None else default
     registry = _short_options(kind, start)
-    asks_for_help = not {"-h", "--help"}.isdisjoint(given)
-    with _help_completed(description) if asks_for_help else contextlib.nullcontext():
-        parsed: Parsed = tyro.cli(
-            kind,
-            description=DESCRIPTION,
-            args=given,
-            default=start,
-            config=CONFIG,
-            registry=registry,
-        )
+    parsed: Parsed = tyro.cli(
+        kind,
+        description=description,
+        args=args,
+        default=start,
+        config=CONFIG,
+        registry=registry,
+    )
     return parsed
 
 
@@ -84,7 +74,7 @@ def _shortened(option: StructFieldSpec) -> StructFieldSpec:
     says_nothing = option.default is None or option.default is False
 
     def hint(default: str) -> str:
-        parts = [choices, "" if says_nothing else f"default:{NO_BREAK}{default}"]
+        parts = [choices, "" if says_nothing else f"default: {default}"]
         return f"({'; '.join(filter(None, parts))})" if any(parts) else ""
 
     text = partial(_help_of, option)
@@ -120,51 +110,6 @@ def _placeholder(name: str, values: str) -> tuple[str, str]:
 
 def _fits(name: str, metavar: str) -> bool:
     return len(f"--{name} {metavar}") <= MAX_OPTION_WIDTH
-
-
-class _HeldBack(io.StringIO):
-    """What would have been printed; tyro fits colors and boxes to the stream behind it."""
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__()
-        self._stream = stream
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-
-@contextlib.contextmanager
-def _help_completed(description: str) -> Iterator[None]:
-    """Complete the help that is printed meanwhile.
-
-    Tyro does not wrap a description and puts two blank lines around what is indented in it, so the
-    help is printed with a placeholder.
-    """
-    stream, held = sys.stdout, _HeldBack(sys.stdout)
-    try:
-        with contextlib.redirect_stdout(held):
-            yield
-    finally:
-        usage, placeholder, options = held.getvalue().partition(f"{DESCRIPTION}\n\n")
-        head = f"{_wrapped(description)}\n\n" if placeholder and description else ""
-        stream.write(usage + head + _polished(options))
-
-
-def _polished(options: str) -> str:
-    """Without the blank line that tyro adds where help without a default fills its line."""
-    lines = options.replace(NO_BREAK, " ").splitlines(keepends=True)
-    return "".join(line for line in lines if re.sub(r"\x1b\[[\d;]*m|[│|\s]", "", line))
-
-
-def _wrapped(text: str) -> str:
-    width = shutil.get_terminal_size().columns
-    return "\n\n".join(
-        part if "\n" in part else textwrap.fill(part, width) for part in _paragraphs(text)
-    )
 
 
 def _paragraphs(text: str) -> list[str]:

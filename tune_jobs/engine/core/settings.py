@@ -109,7 +109,7 @@ class Settings:
     """Retries of a trial whose process or machine died."""
     warm_start: str | None = fixed(None)
     """Sweep to learn from (folder, URL or name), or Optuna storage (journal, SQLite file, or URL
-    like sqlite:///x.db, with #study if it has several)."""
+    like sqlite:///x.db; #study chooses one of several)."""
     enqueue: str | None = momentary(None)
     """JSON file with a list of configs, or parts of configs, to try first."""
     address: str | None = momentary(None)
