@@ -1,8 +1,12 @@
 """What a function reports and returns: `FunctionSession`, without Ray behind it."""
 
+import json
 import math
+import pickle
+import threading
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +32,7 @@ class Session(FunctionSession):
 
     @property
     def epochs(self) -> list[int]:
-        return [result[EPOCH] for result in self.heard if EPOCH in result]
+        return [result[EPOCH] for result in self.heard if "loss" in result and EPOCH in result]
 
 
 @pytest.fixture(autouse=True)
@@ -134,9 +138,9 @@ def test_session_takes_other_number(score: Any, expected: float) -> None:
         ("0.5", "'0.5'"),
         (b"0.5", "b'0.5'"),
         (np.array([0.5, 0.6]), r"array\(\[0.5, 0.6\]\)"),
-        (torch.ones(2), r"array\(\[1., 1.\], dtype=float32\)"),
+        (torch.ones(2), r"tensor\(\[1., 1.\]\)"),
         ([0.5, 0.6], r"\[0.5, 0.6\]"),
-        ((), r"\[\]"),
+        ((), r"\(\)"),
         (1j, "1j"),
         (max, "<built-in function max>"),
         ("x" * 999, r"'xxxx.*\.\.\. \(str\)"),
@@ -183,17 +187,62 @@ def test_session_report_without_metric() -> None:
     session = Session()
     session.report({"step_loss": torch.tensor(0.1), "lr": np.float32(0.5), "epoch": 7})
     session.report({"loss": 0.5})
-    assert session.heard[0] == {"step_loss": pytest.approx(0.1), "lr": 0.5, "epoch": 7}
+    expected = {"step_loss": pytest.approx(0.1), "lr": 0.5, "epoch": 7, EPOCH: 0}
+    assert session.heard[0] == expected
     assert session.epochs == [1]
 
 
 def test_session_no_tensor_passes() -> None:
     """Ray refuses a report that holds one."""
     session = Session()
-    session.report({"loss": 0.5, "all": [torch.ones(2)], "more": {"grad": torch.zeros(1)}})
+    half = torch.tensor([0.5, 1.5], dtype=torch.bfloat16)
+    metrics = {"all": [torch.ones(2), half], "grad": {"a": torch.zeros(1)}, "acc": half[0]}
+    session.report({"loss": half[0], **metrics, "sparse": torch.eye(2).to_sparse()})
     (result,) = session.heard
-    assert type(result["all"][0]) is np.ndarray
-    assert result["more"] == {"grad": 0.0}
+    assert result == {
+        "loss": 0.5,
+        "all": [[1.0, 1.0], [0.5, 1.5]],
+        "grad": {"a": 0.0},
+        "acc": 0.5,
+        "sparse": [[1.0, 0.0], [0.0, 1.0]],
+        EPOCH: 1,
+        **no_checkpoint(),
+    }
+
+
+class Local:
+    """A class that a driver may lack."""
+
+    def __reduce__(self) -> Any:
+        raise ZeroDivisionError
+
+
+def test_session_what_any_driver_can_read() -> None:
+    """Neither an object that cannot be pickled nor one whose class the driver lacks ends it."""
+    session = Session()
+    path, lock = Path("x.csv"), threading.Lock()
+    session.report({"loss": 0.5, "a": Local(), "b": [lock], "c": path, "d": None, "e": "text"})
+    kept = {name: session.heard[0][name] for name in "abcde"}
+    assert json.loads(json.dumps(kept)) == kept
+    assert (kept["c"], kept["d"], kept["e"]) == ("x.csv", None, "text")
+    pickle.dumps(session.heard)
+
+
+def test_session_stopped_once_stops_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report in a `finally` comes after Ray has stopped the trial: Ray would wait there forever."""
+
+    def stop(self: Session, metrics: dict[str, Any], checkpoint: Any = None) -> None:
+        self.heard.append(metrics)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(TrialSession, "report", stop)
+    session = Session()
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            session.report({"loss": 0.5})
+    with pytest.raises(SystemExit):
+        session.report_returned(0.5)
+    assert len(session.heard) == 1
 
 
 def test_session_metric_never_given() -> None:

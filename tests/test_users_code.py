@@ -5,12 +5,13 @@ import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.error import HTTPError
 
 import optuna
 import pytest
 import ray
 from ray import tune
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from tune_jobs.engine.core.errors import CheckpointError, MetricNotLoggedError, TrialFailedError
 from tune_jobs.engine.core.result import PRUNED
@@ -57,6 +58,10 @@ def raising(error: BaseException) -> Callable[[], Any]:
         (MuteError(), "MuteError", "MuteError: its text cannot be made"),
         (MemoryError(), "oom", "MemoryError"),
         (FileNotFoundError(2, "No such file", "x.csv"), "FileNotFoundError", "FileNotFoundError"),
+        (ActorDiedError(), "ActorDiedError", "ActorDiedError: The actor died"),
+        (HTTPError("u", 404, "not there", None, None), "HTTPError", "HTTPError: HTTP Error 404"),
+        (ValueError("bad \udce9"), "ValueError", "ValueError: bad \\udce9"),
+        (RayTaskError("f", "Traceback:\nKeyError: 'a'", KeyError("a")), "RayTaskError", "RayTask"),
         (ExceptionGroup("several", [KeyError("a")]), "ExceptionGroup", "ExceptionGroup: several"),
     ],
 )
@@ -108,8 +113,6 @@ def test_error_that_hides_another() -> None:
     [
         CheckpointError("cannot be stored"),
         MetricNotLoggedError("the model never logs 'x'"),
-        OSError(errno.ENOSPC, "No space left on device"),
-        ActorDiedError(),
     ],
 )
 def test_error_that_the_driver_knows(error: Exception) -> None:
@@ -117,6 +120,22 @@ def test_error_that_the_driver_knows(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         run_users_code(raising(error))
     assert caught.value is error
+
+
+class FullError(OSError):
+    """An error of the storage that cannot be unpickled."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(errno.ENOSPC, f"{first} {second}")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no room"), FullError("no", "room")])
+def test_error_of_storage(error: OSError) -> None:
+    """The driver tells it by its number."""
+    with pytest.raises(OSError, match="no room") as caught:
+        run_users_code(raising(error))
+    known = pickle.loads(pickle.dumps(caught.value))
+    assert (type(known), known.errno) == (OSError, errno.ENOSPC)
 
 
 def test_rays_stop_passes() -> None:

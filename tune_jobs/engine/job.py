@@ -55,8 +55,13 @@ def run_job(
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+    from tune_jobs.engine.report.result import SweepResult
     from tune_jobs.engine.report.summary import format_summary
 
+    if not isinstance(result, SweepResult):
+        got = f"{getattr(job, '__name__', 'the job')} returned {result!r}"
+        print(f"error: {got}; it must return what run_sweep returns.", file=sys.stderr)
+        sys.exit(1)
     print(format_summary(result))
     _print_resume_command(result.path, result.ended, address)
     finish(result)

@@ -22,13 +22,18 @@ class Goal:
         mode: "max" or "min".
 
     Raises:
-        SettingsError: The mode is neither.
+        SettingsError: The mode is neither, or the metric is no name.
     """
 
     metric: str
     mode: str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.metric, str) or not self.metric:
+            raise SettingsError(
+                f"metric must be the name under which trials report their score, such as 'loss', "
+                f"got {self.metric!r}."
+            )
         if self.mode not in ("max", "min"):
             raise SettingsError(f"mode must be 'max' or 'min', got {self.mode!r}.")
 

@@ -1,11 +1,13 @@
 """What the user's code raised: in one line, and with the user's own frames."""
 
+import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from traceback import TracebackException
 
 import ray
+from ray.exceptions import RayTaskError
 
 from tune_jobs.engine.core.memory import is_out_of_memory
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
@@ -13,7 +15,7 @@ from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
 __all__ = ["HIDDEN", "outcome_of_raised"]
 
 # Whose frames are not shown: the engine's and Ray's.
-HIDDEN = (str(Path(__file__).parents[1]), str(Path(ray.__file__).parent))
+HIDDEN = (f"{Path(__file__).parents[1]}{os.sep}", f"{Path(ray.__file__).parent}{os.sep}")
 
 
 def outcome_of_raised(error: BaseException) -> Outcome:
@@ -26,7 +28,13 @@ def outcome_of_raised(error: BaseException) -> Outcome:
     for part in _chain(shown):
         own = [frame for frame in part.stack if not frame.filename.startswith(HIDDEN)]
         part.stack = traceback.StackSummary.from_list(own)
-    return Outcome(kind, Cause.TRIAL, _message_of(error), "".join(shown.format()).rstrip())
+    text = "".join(shown.format()).rstrip()
+    return Outcome(kind, Cause.TRIAL, _printable(_message_of(error)), _printable(text))
+
+
+def _printable(text: str) -> str:
+    """Without lone surrogates, as undecodable file names have them: nothing can write those."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _chain(shown: TracebackException) -> Iterator[TracebackException]:
@@ -50,4 +58,6 @@ def _one_line(error: BaseException) -> str:
     except Exception:
         text = "its text cannot be made"
     lines = text.strip().splitlines()
+    if isinstance(error, RayTaskError):  # of a task of the user's own: its text is a traceback
+        lines = lines[-1:]
     return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")

@@ -103,10 +103,15 @@ def collect_results(
 
 
 def _find_winner(goal: Goal, trials: list[FrozenTrial], ended: Outcome) -> FrozenTrial | None:
-    """The best trial that has ended. If the user ended the sweep and none has, the best so far."""
-    finished = [trial for trial in trials if trial.state.is_finished()]
-    by_user = ended.kind in (Kind.INTERRUPTED, Kind.TIME_BUDGET)
-    return goal.best(finished) or (goal.best(trials) if by_user else None)
+    """The best trial that has ended; if the user ended the sweep, the best so far.
+
+    None if failures ended it: those that were stopped before then are no success.
+    """
+    if ended.kind in (Kind.INTERRUPTED, Kind.TIME_BUDGET):
+        return goal.best(trials)
+    if ended.kind == Kind.FAILURES:
+        return None
+    return goal.best(trial for trial in trials if trial.state.is_finished())
 
 
 def _checkpoint_of(trial: FrozenTrial, epoch: int | None, folder: SweepFolder) -> Checkpoint | None:

@@ -83,7 +83,8 @@ class EpochScheduler(Transient, FIFOScheduler):
 
     def _restore(self, trial: FrozenTrial) -> None:
         score = self._goal.score(trial)
-        self.has_reached |= score is not None and self._is_good_enough(score)
+        is_good = score is not None and self._is_good_enough(score)
+        self.has_reached |= is_good and is_feasible(trial)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         trial.controller = controller_of(tune_controller)  # see `SweepTrial`

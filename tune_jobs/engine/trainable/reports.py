@@ -4,16 +4,20 @@ import math
 import numbers
 import sys
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.core.errors import ScoreError
+from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.result import CANNOT_RESUME, EPOCH, RETURNED
 from tune_jobs.engine.trainable.internals import TrialSession
 
 __all__ = ["Ended", "FunctionSession"]
 
+NUMBERS = (numbers.Number, Decimal)  # `readable` would make text of some
 ALLOWED = "it must be one number: Python's, NumPy's or torch's"
 
 
@@ -33,13 +37,12 @@ class FunctionSession(TrialSession):
 
     def begin(self, metric: str) -> None:
         """Prepare for a trial that starts or resumes."""
-        restored = self.restored_result
         self._metric = metric
-        self._epoch = int(restored.get(EPOCH, 0))
-        offset = self._epoch - _whole(restored.get("epoch")) if self._epoch else None
-        self._offset = offset if offset in (0, 1) else None  # of the function's own epochs
-        self._counts = self._epoch > 0 and self._offset is None
+        self._epoch = int(self.restored_result.get(EPOCH, 0))
+        self._offset: int | None = None  # of the function's own epochs
+        self._counts = False  # whether its reports are counted instead
         self._names: set[str] = set()
+        self._is_stopped = False
         self.was_asked = False
 
     @property
@@ -56,12 +59,26 @@ class FunctionSession(TrialSession):
         result = _to_plain(metrics)
         is_done = result.pop("done", False)
         self._names.update(flatten_dict(result))
-        if self._find(result, "tune.report gave"):
-            result[EPOCH] = self._next_epoch(result.get("epoch"))
+        if self._find(result, metrics, "tune.report gave"):
+            self._epoch = self._next_epoch(result.get("epoch"))
             self._say_whether_it_resumes(result, checkpoint)
-        super().report(result, checkpoint=checkpoint)
+        self._send({**result, EPOCH: self._epoch}, checkpoint)
         if is_done:
             raise Ended
+
+    def _send(self, result: dict[str, Any], checkpoint: Any = None) -> None:
+        """Give a result to Tune, which may stop the trial here.
+
+        Once stopped, it is stopped again at every further report, as one in a `finally`: Ray would
+        wait there forever.
+        """
+        if self._is_stopped:
+            sys.exit(0)
+        try:
+            super().report(result, checkpoint=checkpoint)
+        except SystemExit:
+            self._is_stopped = True
+            raise
 
     def report_returned(self, value: Any) -> None:
         """Report what the function returned.
@@ -76,9 +93,9 @@ class FunctionSession(TrialSession):
         if not isinstance(value, Mapping):
             value = {self._metric: self._score_of(value)}
         returned = _to_plain(value)
-        if not self._find(returned, "the function returned") and not self._epoch:
+        if not self._find(returned, value, "the function returned") and not self._epoch:
             raise self._no_metric(f"it returned a dict with {_listed(flatten_dict(returned))}")
-        super().report({**returned, RETURNED: True})
+        self._send({**returned, RETURNED: True})
 
     def _score_of(self, value: Any) -> float:
         score = _to_float(_plain(value))
@@ -89,25 +106,25 @@ class FunctionSession(TrialSession):
             )
         return score
 
-    def _find(self, result: dict[str, Any], said: str) -> bool:
+    def _find(self, result: dict[str, Any], given: Mapping[Any, Any], said: str) -> bool:
         """Whether a result has the metric; it is made a float."""
         flat = flatten_dict(result)
         if self._metric not in flat:
             return False
-        value = flat[self._metric]
-        score = _to_float(value)
+        score = _to_float(flat[self._metric])
         if score is None:
-            raise ScoreError(f"{said} {self._metric!r} = {_shown(value)}; {ALLOWED}.")
+            shown = _shown(given.get(self._metric, flat[self._metric]))
+            raise ScoreError(f"{said} {self._metric!r} = {shown}; {ALLOWED}.")
         _replace(result, self._metric, score)
+        result[self._metric] = score  # Ray looks for it there when it ranks checkpoints
         return True
 
     def _next_epoch(self, given: Any) -> int:
         epoch = _whole(given)
-        if self._offset is None:
-            self._offset = 1 if epoch == 0 else 0
+        if self._offset is None:  # those that begin at 0 are one behind, also after a resume
+            self._offset = 1 if epoch == self._epoch else 0
         self._counts |= epoch < 0 or epoch + self._offset <= self._epoch
-        self._epoch = self._epoch + 1 if self._counts else epoch + self._offset
-        return self._epoch
+        return self._epoch + 1 if self._counts else epoch + self._offset
 
     def _say_whether_it_resumes(self, result: dict[str, Any], checkpoint: Any) -> None:
         if checkpoint is None:
@@ -153,15 +170,19 @@ def _to_plain(metrics: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    """What any driver can read: it may lack the classes of the trial, or a GPU."""
     if isinstance(value, Mapping):
         return _to_plain(value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    is_scalar = hasattr(value, "item") and getattr(value, "size", 0) == 1
-    return value.item() if is_scalar else value
+        value = value.detach().to_dense().cpu()
+        return value.item() if value.numel() == 1 else value.tolist()
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1):
+        value = value.item()
+    is_array = isinstance(value, np.ndarray) and not value.dtype.hasobject
+    return value if is_array or isinstance(value, NUMBERS) else readable(value)
 
 
 def _replace(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -10,18 +10,19 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ray import tune
-from ray.exceptions import RayError
 
-from tune_jobs.engine.core.errors import MetricNotLoggedError, TrialFailedError, is_of_storage
+from tune_jobs.engine.core.errors import (
+    CheckpointError,
+    MetricNotLoggedError,
+    TrialFailedError,
+    is_of_storage,
+)
 from tune_jobs.engine.core.raised import HIDDEN, outcome_of_raised
 from tune_jobs.engine.core.result import PRUNED
 
 __all__ = ["run_users_code"]
 
 Value = TypeVar("Value")
-
-# The driver knows what to do about these, and about errors of the storage.
-PASSED_ON = (MetricNotLoggedError, TrialFailedError, RayError)
 
 
 def run_users_code(code: Callable[[], Value]) -> Value | None:
@@ -36,11 +37,13 @@ def run_users_code(code: Callable[[], Value]) -> Value | None:
     """
     try:
         return code()
-    except PASSED_ON:
+    except (MetricNotLoggedError, CheckpointError):  # the driver knows what to do about these
         raise
     except BaseException as error:
-        if is_of_storage(error) or _is_rays_stop(error):
+        if _is_rays_stop(error):
             raise
+        if isinstance(error, OSError) and is_of_storage(error):  # and about these, by their numbers
+            raise OSError(error.errno, error.strerror or str(error)) from error
         if _is_pruned(error):
             tune.report({PRUNED: str(error)})
             return None
