@@ -99,5 +99,6 @@ def test_every_outcome_has_a_case() -> None:
         Kind.INTERRUPTED,
         Kind.STORAGE,
         Kind.LOCK_LOST,
+        Kind.NEVER_BEGAN,
     }
     assert {outcome.kind for outcome, *_ in CASES} >= set(Kind) - of_sweeps

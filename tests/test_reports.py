@@ -229,7 +229,7 @@ def test_session_what_any_driver_can_read() -> None:
 
 
 def test_session_stopped_once_stops_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report in a `finally` comes after Ray has stopped the trial: Ray would wait there forever."""
+    """A report in a `finally` comes after Ray has stopped the trial: Ray would wait forever."""
 
     def stop(self: Session, metrics: dict[str, Any], checkpoint: Any = None) -> None:
         self.heard.append(metrics)

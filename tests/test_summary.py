@@ -65,7 +65,7 @@ def test_summary_whole_text() -> None:
         "Best config: lr=0.001234, layers=3",
         "val_acc: 0.98123 at epoch 7 (validation), trial 4",
         "Test: test_acc 0.979",
-        "Trials: 1 finished, 1 stopped by ASHA, 2 failed, 1 ended by nan, 1 unfinished",
+        "Trials: 1 finished, 1 stopped by ASHA, 2 failed, 1 gave NaN or infinity, 1 unfinished",
         "  trial 3: ArithmeticError: no, see error.txt",
         "  trial 4: MemoryError. Try more, see log",
         "Epochs: 17 of 60",
@@ -124,15 +124,13 @@ def test_line_stopped_trial_without_best() -> None:
         intermediate_values={1: 0.5},
         system_attrs={OUTCOME_ATTR: Outcome.of(Kind.ASHA).to_entry()},
     )
-    assert format_trial(GOAL, stopped, None) == (
-        "Trial -1 PRUNED (asha) with value 0.5 and parameters ."
-    )
+    assert format_trial(GOAL, stopped, None) == ("Trial -1 PRUNED (asha) with value 0.5.")
 
 
 def test_line_failed_trial() -> None:
-    outcome = Outcome("KeyError", Cause.TRIAL)
+    outcome = Outcome("KeyError", Cause.TRIAL, "KeyError: 'lr'")
     failed = create_trial(state=TrialState.PRUNED, system_attrs={OUTCOME_ATTR: outcome.to_entry()})
-    assert format_trial(GOAL, failed, None).startswith("Trial -1 FAIL (KeyError) and")
+    assert format_trial(GOAL, failed, None) == "Trial -1 FAIL (KeyError: 'lr')."
 
 
 @contextmanager

@@ -10,7 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.outcome import has_failed
 
-__all__ = ["Goal", "is_feasible"]
+__all__ = ["LAST_EPOCH_ATTR", "Goal", "curve_of", "final_curve", "is_feasible"]
+
+# The system attribute in which a trial that is run again holds the epoch to which it has come.
+LAST_EPOCH_ATTR = "tune_jobs:last_epoch"
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,22 @@ class Goal:
         if not is_feasible(trial):
             return 1
         return 3 if trial.state == TrialState.COMPLETE else 2
+
+
+def curve_of(trial: FrozenTrial) -> dict[int, float]:
+    """The scores that a trial has reported, epoch -> score.
+
+    A trial that was run again from an earlier epoch, because its process died, may have ended
+    before it came as far as before. Then the later epochs of the first attempt are no part of it.
+    """
+    return final_curve(trial) if trial.state.is_finished() else trial.intermediate_values
+
+
+def final_curve(trial: FrozenTrial) -> dict[int, float]:
+    """The curve of a trial that ends now."""
+    last = trial.system_attrs.get(LAST_EPOCH_ATTR)
+    curve = trial.intermediate_values
+    return curve if last is None else {e: score for e, score in curve.items() if e <= last}
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

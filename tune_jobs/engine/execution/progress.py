@@ -5,8 +5,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.goal import Goal, curve_of
 from tune_jobs.engine.core.outcome import outcome_of
+from tune_jobs.engine.store.configs import shown_config
 
 __all__ = ["LineProgress", "format_config", "format_trial"]
 
@@ -29,13 +30,14 @@ class LineProgress:
 
 def format_trial(goal: Goal, trial: FrozenTrial, best: FrozenTrial | None) -> str:
     """Number, state, value, parameters and the best so far, as Optuna's own log has them."""
-    curve, score = trial.intermediate_values, goal.score(trial)
+    curve, score = curve_of(trial), goal.score(trial)
     epoch = goal.best_epoch(curve)
-    value = "" if score is None else f" with value {score:.5g}"
-    if len(curve) > 1 and epoch is not None and curve[epoch] == score:
-        value += f" at epoch {epoch}"
-    params = format_config(trial.params)
-    line = f"Trial {trial.number} {_state_of(trial)}{value} and parameters {params}."
+    is_reported = len(curve) > 1 and epoch is not None and curve[epoch] == score
+    at = f" at epoch {epoch}" if is_reported else ""
+    value = [] if score is None else [f"value {score:.5g}{at}"]
+    config = format_config(shown_config(trial))
+    said = " and ".join([*value, *([f"parameters {config}"] if config else [])])
+    line = f"Trial {trial.number} {_state_of(trial)}{' with ' if said else ''}{said}."
     if best is None:
         return line
     return f"{line} Best is trial {best.number} with value {best.value:.5g}."
@@ -55,4 +57,5 @@ def _state_of(trial: FrozenTrial) -> str:
     outcome = outcome_of(trial)
     if outcome is None or outcome.is_complete:
         return trial.state.name
-    return f"{'FAIL' if outcome.is_failure else trial.state.name} ({outcome.kind})"
+    said = outcome.message.rstrip(".") or outcome.kind
+    return f"{'FAIL' if outcome.is_failure else trial.state.name} ({said})"

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 from ray.tune import Checkpoint, ResultGrid
 
 from tune_jobs.engine.core.errors import SweepFailedError
-from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.goal import Goal, curve_of
 from tune_jobs.engine.core.layout import BEST_FILE, CHECKPOINT_FILE, trial_folder
 from tune_jobs.engine.core.outcome import Kind, Outcome, has_failed
 from tune_jobs.engine.report.failures import describe_failure, explain_failure
@@ -67,7 +67,7 @@ def collect_results(
     if winner is None or score is None:
         message = explain_failure(folder.uri, rows, trials, ended)
         raise SweepFailedError(message, folder.uri, ended)
-    best_epoch = goal.best_epoch(winner.intermediate_values)
+    best_epoch = goal.best_epoch(curve_of(winner))
     checkpoint, test = _checkpoint_of(winner, best_epoch, folder), None
     job = workload.job
     if job.is_lightning and checkpoint is not None:

@@ -10,7 +10,7 @@ from tune_jobs.engine.core.goal import is_feasible
 from tune_jobs.engine.core.layout import ERROR_FILE, trial_folder
 from tune_jobs.engine.core.outcome import Kind, Outcome, outcome_of
 
-__all__ = ["describe_failure", "explain_failure"]
+__all__ = ["describe_end", "describe_failure", "explain_failure"]
 
 
 def describe_failure(path: str, trial: FrozenTrial) -> str:
@@ -44,9 +44,9 @@ def explain_failure(
     failed = [(trial, outcome) for trial in trials if (outcome := _failure_of(trial))]
     early = f"stopped early: {ended.message}" if ended.kind == Kind.FAILURES else ""
     if not failed:
-        reasons = Counter(map(_fate_of, trials, rows))
-        counts = ", ".join(f"{count} {fate}" for fate, count in reasons.items())
-        return f"no trial of {path} has a score: {counts or 'none was started'}."
+        fates = Counter(map(_fate_of, trials, rows))
+        counts = ", ".join(f"{count} {fate}" for fate, count in fates.items())
+        return f"no trial of {path} can win: {counts or 'none was started'}."
     first, outcome = failed[0]
     if outcome.kind == MetricNotLoggedError.__name__:
         text = outcome.message.partition(": ")[2]
@@ -66,4 +66,16 @@ def _fate_of(trial: FrozenTrial, row: dict[str, Any]) -> str:
         return f"unfinished ({row['reason']})"
     if not is_feasible(trial):
         return "violated a constraint"
-    return f"ended by {row['reason']}"
+    return describe_end(row["reason"])
+
+
+def describe_end(reason: str) -> str:
+    """What a number of trials did that ended for this reason, in words."""
+    words: dict[str, str] = {
+        Kind.ASHA: "stopped by ASHA",
+        Kind.NAN: "gave NaN or infinity",
+        Kind.PRUNED: "pruned by their own code",
+        Kind.SCHEDULER: "stopped by the scheduler",
+        Kind.OTHER_GOOD_ENOUGH: "cut short as another reached the score to stop at",
+    }
+    return words.get(reason, f"ended by {reason}")

@@ -16,7 +16,7 @@ from ray.tune.utils import flatten_dict
 
 from tune_jobs.engine.cluster.script import script_of
 from tune_jobs.engine.core.errors import SweepFailedError
-from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.goal import LAST_EPOCH_ATTR, Goal, curve_of
 from tune_jobs.engine.core.layout import (
     BEST_CHECKPOINT_FILE,
     BEST_FILE,
@@ -58,19 +58,26 @@ def make_row(
         "trial": trial.number,
         "state": "FAIL" if has_failed(trial) else trial.state.name,
         "reason": str(outcome.kind),
-        "epochs": max(results_of(trial), default=0),
+        "epochs": num_epochs(trial),
         "best_epoch": epoch_of_score(goal, trial),
         "score": goal.score(trial),
-        "duration_s": duration_of(trial),
+        "duration_s": trial.user_attrs.get("duration_s", duration_of(trial)),
         "node": reports[-1].get("hostname") if reports else None,
         **{f"config/{name}": value for name, value in flatten_dict(readable(config)).items()},
     }
 
 
+def num_epochs(trial: FrozenTrial) -> int:
+    """How many epochs a trial has trained, the one in which it diverged too."""
+    last = trial.system_attrs.get(LAST_EPOCH_ATTR) if trial.state.is_finished() else None
+    return max((e for e in results_of(trial) if last is None or e <= last), default=0)
+
+
 def epoch_of_score(goal: Goal, trial: FrozenTrial) -> int | None:
     """The epoch at which a trial reported its score; None: it has none, or was returned."""
-    score, epoch = goal.score(trial), goal.best_epoch(trial.intermediate_values)
-    is_reported = epoch is not None and trial.intermediate_values[epoch] == score
+    score, curve = goal.score(trial), curve_of(trial)
+    epoch = goal.best_epoch(curve)
+    is_reported = epoch is not None and curve[epoch] == score
     was_returned = goal.metric in (returned_by(trial) or {})
     return epoch if is_reported and not was_returned else None
 

@@ -1,11 +1,11 @@
 """The end of a sweep in a few lines: `format_summary`."""
 
 from collections import Counter
-from typing import Any
 
-from tune_jobs.engine.core.outcome import Kind, Outcome
+from tune_jobs.engine.core.outcome import Kind
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.execution.progress import format_config
+from tune_jobs.engine.report.failures import describe_end
 from tune_jobs.engine.report.result import SweepResult
 
 __all__ = ["format_summary"]
@@ -23,10 +23,10 @@ def format_summary(result: SweepResult) -> str:
     ]
     if result.test:
         lines.append("Test: " + ", ".join(f"{k} {v:.5g}" for k, v in result.test.items()))
-    lines += [_format_counts(result.rows), *_format_failures(result), *_format_foreign(result)]
-    if result.max_epochs:
-        spent = sum(row["epochs"] for row in result.rows)
-        lines.append(f"Epochs: {spent} of {result.max_epochs * len(result.rows)}")
+    lines += [_format_counts(result), *_format_failures(result), *_format_foreign(result)]
+    num_epochs = sum(row["epochs"] for row in result.rows)
+    if result.max_epochs and num_epochs:
+        lines.append(f"Epochs: {num_epochs} of {result.max_epochs * len(result.rows)}")
     lines += [f"Seconds: {result.seconds:.1f}", f"Results: {result.path}"]
     if _trained_beside_its_gpu(result):
         lines.append("Note: trials held shares of GPUs, but torch found no GPU: they ran on CPUs.")
@@ -67,19 +67,17 @@ def _format_foreign(result: SweepResult) -> list[str]:
     return [f"Not of this sweep: trials {numbers}, which were added to its study by hand"]
 
 
-def _format_counts(rows: list[dict[str, Any]]) -> str:
-    states = Counter(row["state"] for row in rows)
-    reasons = Counter(row["reason"] for row in rows if row["state"] in ("COMPLETE", "PRUNED"))
-    text = (
-        f"Trials: {states['COMPLETE']} finished, {reasons[Kind.ASHA]} stopped by ASHA, "
-        f"{states['FAIL']} failed"
-    )
-    for reason, count in reasons.items():
-        if reason == Kind.PRUNED:
-            text += f", {count} pruned by their own code"
-        elif reason != Kind.ASHA and not Outcome.of(Kind(reason)).is_complete:
-            text += f", {count} ended by {reason}"
-    return text + (f", {states['RUNNING']} unfinished" if states["RUNNING"] else "")
+def _format_counts(result: SweepResult) -> str:
+    states = Counter(row["state"] for row in result.rows)
+    reasons = Counter(row["reason"] for row in result.rows if row["state"] == "PRUNED")
+    if result.max_epochs:
+        reasons[Kind.ASHA] += 0  # said even if there is none
+    parts = [f"{states['COMPLETE']} finished"]
+    parts += [f"{reasons.pop(Kind.ASHA)} stopped by ASHA"] if Kind.ASHA in reasons else []
+    parts.append(f"{states['FAIL']} failed")
+    parts += [f"{count} {describe_end(reason)}" for reason, count in reasons.items()]
+    parts += [f"{states['RUNNING']} unfinished"] if states["RUNNING"] else []
+    return f"Trials: {', '.join(parts)}"
 
 
 def _trained_beside_its_gpu(result: SweepResult) -> bool:

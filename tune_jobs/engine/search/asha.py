@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.goal import Goal, curve_of
 from tune_jobs.engine.core.outcome import Kind, Outcome
 from tune_jobs.engine.core.result import CANNOT_RESUME, ENDS_ITSELF, epoch_of
 from tune_jobs.engine.core.rungs import Rungs
@@ -44,11 +44,12 @@ class StoppingASHA(EpochScheduler):
         halving = settings.halving
         assert halving is not None
         self._factor = halving.reduction_factor
+        self._max_epochs = halving.max_epochs
         self.rungs = Rungs(goal, halving.rungs)
 
     def _restore(self, trial: FrozenTrial) -> None:
         super()._restore(trial)
-        self.rungs.restore(id_of(trial), trial.intermediate_values, promoted_from(trial))
+        self.rungs.restore(id_of(trial), curve_of(trial), promoted_from(trial))
 
     def _judge(self, trial_id: str, epoch: int, score: float) -> Kind | None:
         stop = super()._judge(trial_id, epoch, score)
@@ -162,7 +163,9 @@ class PromotionASHA(StoppingASHA):
         self._paused[trial.trial_id] = trial
         # A trial that one of its callbacks ends here would have forgotten so after a pause. And
         # the best one would be resumed in the slot that it has: no need to pause it.
+        # So would one that has reported its last epoch.
         must_continue = ENDS_ITSELF in result or CANNOT_RESUME in result
+        must_continue |= trial.trial_id in self._returning
         if must_continue or self._find(self._factor) is trial:
             self._promote(trial)
             return decision
@@ -194,6 +197,8 @@ class PromotionASHA(StoppingASHA):
         trial_id = id_of(trial)
         outcome = self._record.decided(trial_id)
         self._any_complete |= outcome is not None and outcome.is_complete
+        if max(trial.intermediate_values, default=0) >= self._max_epochs:
+            self.rungs.promote(trial_id)  # a function that has yet to return its result
         rung = self.rungs.highest(trial_id) if self.is_paused(trial_id) else None
         if trial.state == TrialState.RUNNING and trial.user_attrs.get("paused_at") != rung:
             self._record.pause(trial_id, rung)  # the driver died between the two

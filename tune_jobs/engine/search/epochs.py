@@ -10,7 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_jobs.engine.core.goal import Goal, is_feasible
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, outcome_of
-from tune_jobs.engine.core.result import PRUNED, RETURNED, epoch_of
+from tune_jobs.engine.core.result import EPOCH, PRUNED, RETURNED, epoch_of
 from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.transient import Transient
@@ -43,6 +43,9 @@ class EpochScheduler(Transient, FIFOScheduler):
         self._settings = settings
         self.rungs = Rungs(goal)
         self.has_reached = False
+        # Functions that have reported their last epoch, and may still return their result. One that
+        # reports again instead is stopped.
+        self._returning: set[str] = set()
 
     @property
     def num_paused(self) -> int:
@@ -99,6 +102,9 @@ class EpochScheduler(Transient, FIFOScheduler):
         if PRUNED in result:
             self._record.decide(trial.trial_id, Outcome.of(Kind.PRUNED, result[PRUNED]))
             return Kind.PRUNED
+        if trial.trial_id in self._returning and RETURNED not in result:
+            self._record.decide(trial.trial_id, Outcome.of(Kind.LAST_EPOCH))
+            return Kind.LAST_EPOCH
         if self._goal.metric not in result:
             self._record.report_other(trial.trial_id, result)
             return None
@@ -108,6 +114,9 @@ class EpochScheduler(Transient, FIFOScheduler):
             self._record.report_returned(trial.trial_id, result, stop)
             return stop
         stop = self._decide(tune_controller, trial, result)
+        if stop == Kind.LAST_EPOCH and EPOCH in result:
+            self._returning.add(trial.trial_id)
+            stop = None
         self._record.report(trial.trial_id, score, result, stop)
         return stop
 
@@ -148,6 +157,7 @@ class EpochScheduler(Transient, FIFOScheduler):
         self.has_reached |= is_good and is_feasible(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._returning.discard(trial.trial_id)
         if trial.status == Trial.ERROR:
             return  # Tune calls this too when it puts a trial back into the queue
         outcome = outcome_of_failed(trial)

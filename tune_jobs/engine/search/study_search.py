@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_jobs.engine.core.define_by_run import Suggested
-from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.goal import Goal, final_curve
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
 from tune_jobs.engine.core.result import CANNOT_RESUME, ENDS_ITSELF, EPOCH, RETURNED
 from tune_jobs.engine.core.space import SearchSpace
@@ -137,7 +137,7 @@ class StudySearch(Transient, OptunaSearch):
             message = f"it ended and had not reported {self._goal.metric!r}"
             outcome = Outcome(Kind.SILENT, Cause.TRIAL, message)
         metrics = _metrics_of(trial, self._goal)
-        ending = Ending(outcome, value, trial.intermediate_values, metrics)
+        ending = Ending(outcome, value, final_curve(trial), metrics)
         try:
             kept = self._view.end(trial_id, ending)
         except Exception as error:
@@ -155,7 +155,9 @@ class StudySearch(Transient, OptunaSearch):
         if returned is not None and self._goal.metric in returned:
             value = float(returned[self._goal.metric])
             return value if math.isfinite(value) else None
-        return self._goal.score(trial)
+        curve = final_curve(trial)
+        epoch = self._goal.best_epoch(curve)
+        return None if epoch is None else curve[epoch]
 
     def end_decided(self) -> None:
         """End the trials whose driver died between the recorded decision and the end."""
@@ -173,6 +175,11 @@ class StudySearch(Transient, OptunaSearch):
 def _metrics_of(trial: FrozenTrial, goal: Goal) -> dict[str, Any]:
     """What a trial reported with its value, without what Tune and the engine add."""
     returned, results = returned_by(trial), results_of(trial)
-    best_epoch = goal.best_epoch(trial.intermediate_values)
+    best_epoch = goal.best_epoch(final_curve(trial))
     result = returned or results.get(best_epoch or 0, {})
-    return {name: value for name, value in result.items() if name not in ADDED}
+    return {name: _number(value) for name, value in result.items() if name not in ADDED}
+
+
+def _number(value: Any) -> Any:
+    """Infinity and NaN as numbers again: the record holds them as text."""
+    return float(value) if value in ("inf", "-inf", "nan") else value

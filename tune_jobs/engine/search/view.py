@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.goal import Goal, curve_of
 from tune_jobs.engine.core.outcome import Kind, Outcome, outcome_of
 from tune_jobs.engine.core.rungs import Rungs
 from tune_jobs.engine.search.internals import show_again
@@ -305,7 +305,7 @@ class View:
         number = self._begin(trial_id, rungs)
         if trial.state.is_finished():
             seen = self._seen[number]
-            seen.state, seen.value, seen.curve = trial.state, trial.value, trial.intermediate_values
+            seen.state, seen.value, seen.curve = trial.state, trial.value, curve_of(trial)
             self._finish(number, has_crashed)
 
     def _begin(self, trial_id: str, rungs: Rungs) -> int:
@@ -366,6 +366,8 @@ class View:
 
     def _tell_sampler(self, number: int, state: TrialState, value: float | None) -> None:
         values = None if value is None else [value]
+        # A trial without a value has no metrics, of which a constraint may be.
+        state = state if values else TrialState.FAIL
         told, sampler = copy.copy(self._actual(number)), self.study.sampler
         told.values = values
         # Optuna's grid fails on a config that it has not given itself.

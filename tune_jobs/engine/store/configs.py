@@ -14,7 +14,7 @@ from ray.tune.utils.util import unflatten_dict
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import SearchSpace
 
-__all__ = ["CONFIG_ATTR", "config_of", "pack_config", "recordable", "to_json"]
+__all__ = ["CONFIG_ATTR", "config_of", "pack_config", "recordable", "shown_config", "to_json"]
 
 # The system attribute in which an Optuna trial holds what the search space gave it: the values of a
 # dict of domains by their flat names, or the config of a define-by-run space as it is.
@@ -60,6 +60,13 @@ def config_of(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
     if recorded is not None:
         return _nested(space, {name: _unpack(value) for name, value in recorded.items()})
     return _suggest_again(trial, space)
+
+
+def shown_config(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial was given, to be shown: labels stand for what the record can only pickle."""
+    recorded = trial.system_attrs.get(CONFIG_ATTR, {})
+    plain = {name: v for name, v in recorded.items() if not (isinstance(v, dict) and PICKLED in v)}
+    return {**trial.params, **plain}
 
 
 def _nested(space: SearchSpace, suggested: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,20 @@
 """The record of a sweep: an Optuna study on disk, written before anything acts on it."""
 
-import json
 import math
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any, NoReturn
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_jobs.engine.core.errors import RecordError, SettingsError
-from tune_jobs.engine.core.goal import Goal
+from tune_jobs.engine.core.errors import RecordError
+from tune_jobs.engine.core.goal import LAST_EPOCH_ATTR, Goal
 from tune_jobs.engine.core.layout import STUDY_FILE
 from tune_jobs.engine.core.outcome import OUTCOME_ATTR, Kind, Outcome, outcome_of
 from tune_jobs.engine.core.result import epoch_of
@@ -32,6 +32,7 @@ from tune_jobs.engine.store.entries import (
     results_of,
     to_entry,
 )
+from tune_jobs.engine.store.journal import refuse, remove_locks, repair
 from tune_jobs.engine.store.study import study_storage
 
 __all__ = ["Record"]
@@ -76,6 +77,7 @@ class Record:
         self.trouble: RecordError | None = None
         self._lost = lost
         self._storage = storage
+        self._running_since: dict[str, float] = {}  # the last report, start or resumption
         self._study_id = storage.get_study_id_from_name(name)
         own = self.started()
         self._ids = {id_of(trial): self._optuna_id(trial.number) for trial in own}
@@ -89,7 +91,7 @@ class Record:
         A file that is already there belongs to a driver that died before it had written a line.
         """
         (folder / STUDY_FILE).unlink(missing_ok=True)
-        _remove_locks(folder)
+        remove_locks(folder)
         storage = study_storage(folder)
         optuna.create_study(storage=storage, study_name=name, direction=goal.direction)
         return cls(folder, storage, name, lost)
@@ -104,13 +106,13 @@ class Record:
             SettingsError: The file is missing or damaged; it is left unchanged.
         """
         file = folder / STUDY_FILE
-        _repair(file)
+        repair(file)
         try:
             storage = study_storage(folder)
             (name,) = optuna.get_all_study_names(storage)
             return cls(folder, storage, name, lost)
         except Exception as error:  # lines that are whole, but not what Optuna has written
-            _refuse(file, f"{type(error).__name__}: {error}")
+            refuse(file, f"{type(error).__name__}: {error}")
 
     @property
     def storage(self) -> BaseStorage:
@@ -209,6 +211,7 @@ class Record:
                 number = self._storage.get_trial_number_from_id(optuna_id)
                 self.num_trials += 1
         self._ids[trial_id] = self._optuna_id(number)
+        self._running_since[trial_id] = time.monotonic()
         return number
 
     def report(
@@ -228,22 +231,30 @@ class Record:
             self._enter(trial_id, f"{RESULT}{epoch:06d}", to_entry(result, stop))
             if math.isfinite(score):
                 self._storage.set_trial_intermediate_value(optuna_id, epoch, score)
+            self._enter_last_epoch(trial_id, epoch)
+        self._running_since[trial_id] = time.monotonic()
 
     def report_other(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Enter a report without the metric."""
         name = f"{OTHER_REPORT}{int(result['training_iteration']):06d}"
         with self._writing():
             self._enter(trial_id, name, to_entry(result, None))
+        self._running_since[trial_id] = time.monotonic()
 
     def report_returned(self, trial_id: str, result: Mapping[str, Any], stop: Kind | None) -> None:
         """Enter what a function returned; arguments as for `report`."""
         with self._writing():
             self._enter(trial_id, RETURNED, to_entry(result, stop))
+        self._running_since[trial_id] = time.monotonic()
 
     def pause(self, trial_id: str, rung: int | None) -> None:
         """Enter at which rung a trial is paused; None: it is not paused any more."""
         with self._writing():
             self._storage.set_trial_user_attr(self._ids[trial_id], "paused_at", rung)
+        if rung is not None:
+            self._running_since.pop(trial_id, None)
+        else:
+            self._running_since[trial_id] = time.monotonic()
 
     def promote(self, trial_id: str, rung: int) -> None:
         """Enter that a trial continues from a rung."""
@@ -283,8 +294,8 @@ class Record:
             self.decide(trial_id, outcome)
         user_attrs = {
             "reason": str(outcome.kind),
-            "duration_s": duration_of(trial),
-            "metrics": dict(metrics or {}),
+            "duration_s": self._duration_of(trial),
+            "metrics": to_entry(metrics or {}, None),
         }
         if outcome.is_failure:
             user_attrs["error"] = outcome.message
@@ -338,6 +349,19 @@ class Record:
     def _enter(self, trial_id: str, name: str, attr: Any) -> None:
         self._storage.set_trial_system_attr(self._ids[trial_id], name, attr)
 
+    def _duration_of(self, trial: FrozenTrial) -> float:
+        """Seconds that a trial which ends now was trained: until its last report, and since."""
+        now = time.monotonic()
+        since = now - self._running_since.get(id_of(trial), now)
+        return round((duration_of(trial) or 0.0) + since, 3)
+
+    def _enter_last_epoch(self, trial_id: str, epoch: int) -> None:
+        """Enter how far a trial has come that is run again, until it is as far as before."""
+        trial = self.trial(trial_id)
+        is_behind = epoch < max(trial.intermediate_values, default=0)
+        if is_behind or trial.system_attrs.get(LAST_EPOCH_ATTR) is not None:
+            self._enter(trial_id, LAST_EPOCH_ATTR, epoch if is_behind else None)
+
     def _start_waiting(
         self,
         number: int,
@@ -368,43 +392,3 @@ class Record:
         except OSError as error:
             self.trouble = RecordError(f"{self.file} cannot be written: {error.strerror}")
             raise self.trouble from error
-
-
-def _repair(file: Path) -> None:
-    """Remove what the death of the last driver left behind.
-
-    That is a last line that was not written to its end, on which nothing has acted; and Optuna's
-    lock in any of its stages, which would be waited for.
-    """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        _refuse(file, error.strerror or str(error))
-    whole = content.rfind(b"\n") + 1
-    for number, line in enumerate(content[:whole].splitlines(), 1):
-        try:
-            json.loads(line)
-        except ValueError:
-            _refuse(file, f"line {number} is damaged")
-    if not whole:
-        _refuse(file, "it is empty")
-    try:
-        if whole < len(content):
-            with file.open("r+b") as stream:
-                stream.truncate(whole)
-        _remove_locks(file.parent)
-    except OSError as error:
-        _refuse(file, error.strerror or str(error))
-
-
-def _remove_locks(folder: Path) -> None:
-    """Remove Optuna's locks of a driver that has exited; one may be half released."""
-    for lock in folder.glob(f"{STUDY_FILE}.lock*"):
-        lock.unlink()
-
-
-def _refuse(file: Path, reason: str) -> NoReturn:
-    raise SettingsError(
-        f"{file}, the record of the sweep, cannot be used: {reason}; nothing was changed. "
-        "Restore a copy of it, or start a new sweep with another --name."
-    )
