@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import re
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -176,8 +179,19 @@ def test_function_of_optunas_trial_refused(tmp_path: Path) -> None:
         x = trial.suggest_float("x", 0, 1)
         return x**2
 
-    with pytest.raises(SettingsError, match="Write two functions"):
-        sweep(tmp_path, objective)
+    class Objective:
+        def __call__(self, trial: optuna.Trial) -> float:
+            return objective(trial)
+
+    forms = [
+        objective,
+        Objective(),
+        lambda trial: objective(trial),
+        lambda t: t.suggest_int("n", 1, 2),
+    ]
+    for form in forms:
+        with pytest.raises(SettingsError, match="Write two functions"):
+            sweep(tmp_path, form)
     with pytest.raises(SettingsError, match="Write two functions"):
         run_sweep(Settings(storage_path=str(tmp_path)), objective=objective, metric="y", mode="min")
 
@@ -193,9 +207,9 @@ def test_function_of_tune_refused(tmp_path: Path) -> None:
 
     with pytest.raises(SettingsError, match="give the function itself, and cpus_per_trial"):
         sweep(tmp_path, tune.with_resources(train, {"cpu": 2}))
-    with pytest.raises(SettingsError, match="objective must be a function, got <class"):
+    with pytest.raises(SettingsError, match="objective must be a function of a config, got <class"):
         sweep(tmp_path, Trainable)
-    with pytest.raises(SettingsError, match=r"objective must be a function, got 0\.5"):
+    with pytest.raises(SettingsError, match=r"objective must be a function of a config, got 0\.5"):
         sweep(tmp_path, 0.5)
 
 
@@ -371,6 +385,80 @@ def test_function_stopped_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_function_returns_after_last_epoch(tmp_path: Path) -> None:
+    """It has reported `max_epochs` epochs, and may do the rest of its work: what it returns counts.
+
+    One that reports again instead is stopped.
+    """
+    done = tmp_path / "done.txt"
+
+    def train(config: dict[str, Any]) -> float:
+        for epoch in range(4 if config["x"] < 0.5 else 9):
+            tune.report({"loss": 1 / (1 + epoch) - config["x"]})
+        with done.open("a") as file:
+            file.write("x")
+        return 7.0
+
+    result = sweep(tmp_path, train, EpochSettings, max_epochs=4, asha="stopping")
+    assert values(result) == [7.0] * 4 + [1 / 4 - x for x in XS[4:]]
+    assert states(result) == {*BY_ITSELF, ("COMPLETE", "last epoch")}
+    assert {row["epochs"] for row in result.rows} == {4}
+    assert done.read_text() == "xxxx"
+
+
+@pytest.mark.long
+def test_function_begins_again_and_ends_sooner(tmp_path: Path) -> None:
+    """Its process died at epoch 6, and the second attempt ends at 3: the first one's later epochs
+    are no part of its score."""
+    died = tmp_path / "died"
+
+    def train(config: dict[str, Any]) -> None:
+        first = not died.exists()
+        for epoch in range(1, 7 if first else 4):
+            tune.report({"loss": config["x"] - (epoch if first else 0)})
+        if first:
+            died.touch()
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    result = sweep(tmp_path, train, num_trials=8)
+    assert values(result) == XS
+    assert {row["epochs"] for row in result.rows} == {3}
+
+
+@pytest.mark.long
+def test_function_reports_as_it_is_stopped(tmp_path: Path) -> None:
+    """In a `finally`, after ASHA has stopped it; the next trial in its process must not fail."""
+
+    def train(config: dict[str, Any]) -> None:
+        try:
+            for epoch in range(9):
+                tune.report({"loss": config["x"] - epoch})
+        finally:
+            tune.report({"note": 1})
+
+    result = sweep(tmp_path, train, EpochSettings, max_epochs=4, asha="stopping")
+    assert states(result) == {("COMPLETE", "last epoch"), ("PRUNED", "asha")}
+
+
+def test_best_so_far_when_time_is_up(tmp_path: Path) -> None:
+    """Of a trial that was stopped and one that still runs, the better one; none that violates a
+    constraint."""
+
+    def train(config: dict[str, Any]) -> None:
+        slow = config["x"] in (0.1, 0.2)
+        for _ in range(9):
+            tune.report({"loss": config["x"] if slow else 1.0 + config["x"]})
+            time.sleep(60 if slow else 0)
+
+    options = {"max_epochs": 4, "asha": "stopping", "max_concurrent": 3, "time_budget_s": 9}
+    sampler = quiet_tpe(lambda trial: [0.15 - trial.params["x"]])
+    result = sweep(tmp_path, train, EpochSettings, sampler=sampler, **options)
+    assert (result.best_score, result.best_state) == (0.2, "RUNNING")
+    assert result.ended.kind == Kind.TIME_BUDGET
+
+
+@pytest.mark.long
 def test_function_ends_before_last_epoch(tmp_path: Path) -> None:
     """It is COMPLETE: its last epoch is compared with nothing if it is at no rung."""
 
@@ -478,7 +566,7 @@ def test_constraints_hold_for_winner(tmp_path: Path) -> None:
     assert result.best_score == 0.6
     assert result.study.best_value == 0.6
     never = quiet_tpe(lambda trial: [1.0])
-    with pytest.raises(SweepFailedError, match="8 violated a constraint"):
+    with pytest.raises(SweepFailedError, match="can win: 8 violated a constraint"):
         sweep(tmp_path / "never", train, sampler=never)
 
 

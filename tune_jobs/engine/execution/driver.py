@@ -152,6 +152,8 @@ class Driver(SearchListener):
         self._is_exhausted = queue.is_exhausted
         if self.ended.kind == Kind.OTHER_GOOD_ENOUGH:
             self._search.end_unfinished(self.ended)
+        elif self.ended.kind in (Kind.INTERRUPTED, Kind.TIME_BUDGET):
+            self._search.check_unfinished()
         return grid
 
     def on_trial_end(self, trial: FrozenTrial) -> None:

@@ -15,6 +15,7 @@ from ray.tune.experiment import Trial
 __all__ = [
     "controller_of",
     "forget_stop",
+    "has_constraints",
     "max_epochs_of",
     "mode_of",
     "pause_pending",
@@ -59,6 +60,11 @@ def pause_pending(controller: Any, trial: Trial) -> None:
     `Trial.set_status` would leave it in the controller's own lists.
     """
     controller._set_trial_status(trial, Trial.PAUSED)
+
+
+def has_constraints(sampler: BaseSampler) -> bool:
+    """Whether one of Optuna's samplers was given a `constraints_func`."""
+    return getattr(sampler, "_constraints_func", None) is not None
 
 
 def reseed_generators(sampler: BaseSampler, seed: int) -> None:

@@ -166,6 +166,14 @@ class StudySearch(Transient, OptunaSearch):
             if outcome is not None:
                 self.end(id_of(trial), outcome)
 
+    def check_unfinished(self) -> None:
+        """Enter which trials that have not ended violate a constraint: the best so far must not."""
+        for trial in self._record.running():
+            value, metrics = self._goal.score(trial), _metrics_of(trial, self._goal)
+            if value is not None:
+                violations = self._view.violations(id_of(trial), value, metrics)
+                self._record.note(id_of(trial), violations)
+
     def end_unfinished(self, outcome: Outcome) -> None:
         """End the trials that the end of the sweep cut short; Tune reports these to no searcher."""
         for trial in self._record.running():

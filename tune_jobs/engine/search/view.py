@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tune_jobs.engine.core.goal import Goal, curve_of
 from tune_jobs.engine.core.outcome import Kind, Outcome, outcome_of
 from tune_jobs.engine.core.rungs import Rungs
-from tune_jobs.engine.search.internals import show_again
+from tune_jobs.engine.search.internals import has_constraints, show_again
 
 __all__ = ["Ending", "View"]
 
@@ -236,6 +236,17 @@ class View:
         seen.state, seen.value, seen.curve = state, value, ending.curve
         self._finish(number, _ranks_last(ending.outcome, value))
         return {name: attr for name, attr in kept.items() if known.get(name) != attr}
+
+    def violations(self, trial_id: str, value: float, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """What the sampler's constraints say of a trial that has not ended; arguments and result as
+        for `end`, but nothing if the sampler has no constraints."""
+        if not has_constraints(self.study.sampler):
+            return {}
+        number = self._numbers[trial_id]
+        self.storage.set_trial_user_attr(self._optuna_id(number), "metrics", dict(metrics))
+        self._tell_sampler(number, TrialState.PRUNED, value)
+        attrs = self._actual(number).system_attrs
+        return {name: attr for name, attr in attrs.items() if name.startswith("constraints")}
 
     def attrs(self) -> dict[str, Any]:
         """What the sampler keeps with the study."""

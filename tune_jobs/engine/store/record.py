@@ -316,6 +316,12 @@ class Record:
         """Whether it is entered that trials of this sweep cannot be paused."""
         return self.kept().get(PAUSING) is False
 
+    def note(self, trial_id: str, system_attrs: Mapping[str, Any]) -> None:
+        """Enter what the sampler says of a trial that has not ended."""
+        with self._writing():
+            for name, attr in system_attrs.items():
+                self._enter(trial_id, name, attr)
+
     def stop_only(self) -> None:
         """Enter that trials of this sweep cannot be paused."""
         self.keep({PAUSING: False})

@@ -53,7 +53,14 @@ class FunctionJob:
 
     def __post_init__(self) -> None:
         if not callable(self.objective) or isinstance(self.objective, type):
-            raise SettingsError(f"objective must be a function, got {self.objective!r}.")
+            raise SettingsError(
+                f"objective must be a function of a config, got {self.objective!r}; for a class, "
+                "write a function that makes one and reports with tune.report."
+            )
+        if inspect.iscoroutinefunction(self.objective):
+            raise SettingsError(
+                "objective must be a plain function, got `async def`; call asyncio.run in it."
+            )
         if has_own_resources(self.objective):
             raise SettingsError(
                 "objective has resources of its own, by tune.with_resources; give the function "
@@ -104,7 +111,22 @@ def _call(
             value = _report_each(value, session, metric)
     except Ended:
         return
+    except Exception as error:
+        if hint := _hint_at(error, metric):
+            error.add_note(hint)
+        raise
     session.report_returned(value)
+
+
+def _hint_at(error: Exception, metric: str) -> str | None:
+    """What to write instead of what other versions of Tune, or Optuna alone, would take."""
+    if isinstance(error, AttributeError) and isinstance(error.obj, dict):
+        asks = str(error.name).startswith(("suggest_", "should_prune"))
+        return TWO_FUNCTIONS if asks else None
+    names = ("ray.train.report", "`report`", "report()")
+    if isinstance(error, (DeprecationWarning, TypeError)) and any(n in str(error) for n in names):
+        return f"Under Tune, write tune.report({{{metric!r}: ...}}), with `from ray import tune`."
+    return None
 
 
 def _report_each(results: Iterator[Any], session: FunctionSession, metric: str) -> Any:
@@ -118,11 +140,14 @@ def _report_each(results: Iterator[Any], session: FunctionSession, metric: str) 
 
 
 def _takes_optunas_trial(objective: Callable[..., Any]) -> bool:
-    """Whether a function is written for `study.optimize`."""
-    code = getattr(inspect.unwrap(objective), "__code__", None)
-    if code is None or "trial" not in code.co_varnames[: code.co_argcount]:
+    """Whether a function is written for `study.optimize`: it takes a trial, or suggests."""
+    try:
+        first = next(iter(inspect.signature(objective).parameters.values()))
+    except (ValueError, StopIteration):  # none of Python's own; it takes nothing
         return False
-    return any(name.startswith("suggest_") or name == "should_prune" for name in code.co_names)
+    code = getattr(inspect.unwrap(objective), "__code__", None)
+    suggests = any(name.startswith("suggest_") for name in getattr(code, "co_names", ()))
+    return first.name == "trial" or suggests
 
 
 def _name_of(function: Callable[..., Any]) -> str:
