@@ -270,6 +270,7 @@ def test_function_logs_steps(tmp_path: Path) -> None:
     assert len(lines) == 18
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -441,6 +442,7 @@ def test_function_reports_as_it_is_stopped(tmp_path: Path) -> None:
     assert states(result) == {("COMPLETE", "last epoch"), ("PRUNED", "asha")}
 
 
+@pytest.mark.long
 def test_best_so_far_when_time_is_up(tmp_path: Path) -> None:
     """Of a trial that was stopped and one that still runs, the better one; none that violates a
     constraint."""
@@ -448,13 +450,15 @@ def test_best_so_far_when_time_is_up(tmp_path: Path) -> None:
     def train(config: dict[str, Any]) -> None:
         slow = config["x"] in (0.1, 0.2)
         for _ in range(9):
-            tune.report({"loss": config["x"] if slow else 1.0 + config["x"]})
+            tune.report({"loss": -config["x"] if slow else config["x"]})
             time.sleep(60 if slow else 0)
 
-    options = {"max_epochs": 4, "asha": "stopping", "max_concurrent": 3, "time_budget_s": 9}
-    sampler = quiet_tpe(lambda trial: [0.15 - trial.params["x"]])
-    result = sweep(tmp_path, train, EpochSettings, sampler=sampler, **options)
-    assert (result.best_score, result.best_state) == (0.2, "RUNNING")
+    options = {"max_epochs": 4, "asha": "stopping", "time_budget_s": 9}
+    slots = {"max_concurrent": 3, "cpus_per_trial": 0.5}
+    sampler = quiet_tpe(lambda trial: [0.5 if trial.params["x"] == 0.2 else -0.5])
+    result = sweep(tmp_path, train, EpochSettings, sampler=sampler, **options, **slots)
+    assert (result.best_score, result.best_state) == (-0.1, "RUNNING")
+    assert "PRUNED" in {row["state"] for row in result.rows}
     assert result.ended.kind == Kind.TIME_BUDGET
 
 
@@ -503,7 +507,7 @@ def test_function_with_checkpoints_is_promoted(tmp_path: Path) -> None:
     assert all(t.user_attrs.get("paused_at") is None for t in result.study.trials)
     begun = log.read_text().splitlines()
     assert any(not line.endswith("from 1") for line in begun)
-    assert ("COMPLETE", "last epoch") in states(result)
+    assert states(result) == {*BY_ITSELF, ("PRUNED", "asha")}
     for trial in result.study.trials:
         epochs = sorted(trial.intermediate_values)
         assert epochs == list(range(1, len(epochs) + 1))

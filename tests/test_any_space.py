@@ -250,6 +250,7 @@ def few_tuples(trial: optuna.Trial) -> None:
     trial.suggest_categorical("kernel", [(3, 3), (5, 5), None])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("space", [number, drawn, pruned, slash, attr, few_tuples])
 def test_function_what_ran_is_recorded(space: Any, tmp_path: Path) -> None:
     """What is written down is what the trials were given, also by another driver (optuna#1251)."""
@@ -286,6 +287,7 @@ def raises(trial: optuna.Trial) -> None:
     trial.suggest_int("heads", 2, layers)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("space", "error"),
     [
@@ -318,6 +320,7 @@ def test_function_that_always_raises(tmp_path: Path) -> None:
     assert {row["state"] for row in rows_of(tmp_path)} == {"FAIL"}
 
 
+@pytest.mark.long
 def test_function_mended_resumes(tmp_path: Path) -> None:
     def mended(trial: optuna.Trial) -> None:
         layers = trial.suggest_int("layers", 1, 3)
@@ -330,6 +333,7 @@ def test_function_mended_resumes(tmp_path: Path) -> None:
     assert len(again.rows) > len(result.rows)
 
 
+@pytest.mark.long
 def test_function_other_questions_refused(tmp_path: Path) -> None:
     """A constant that the function uses was changed before --resume."""
     widths = [8, 16]

@@ -22,7 +22,7 @@ from optuna.trial import TrialState, create_trial
 from tune_jobs.engine import Settings, SweepResult, load_study, run_sweep
 from tune_jobs.engine.report.summary import format_summary
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.usefixtures("_ray")]
 
 NUM_FIRST = 3
 PARAMS: dict[str, Any] = {"kind": "adam", "x": 0.5}

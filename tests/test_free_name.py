@@ -285,6 +285,7 @@ run_job(main, LightningSettings)
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "code", "last"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+import ray
 from ray import tune
 
 from tune_jobs.engine.cluster.slots import Resources
@@ -99,7 +100,8 @@ class FunctionJob:
             run_users_code(partial(_call, session, metric, job.objective, args))
 
         trial.__mixins__ = (OrderlyTrial,)  # type: ignore[attr-defined]
-        return tune.with_parameters(trial, data=data)
+        # By reference: of data that cannot be sent, Tune would keep a part that fails `ray.init`.
+        return tune.with_parameters(trial, data=ray.put(data))
 
 
 def _call(

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import ray
 from pyarrow import fs
 from ray import tune
 
@@ -120,7 +121,8 @@ class LightningJob:
             run_users_code(partial(_train, self, config, data, metric, resources))
 
         trial.__mixins__ = (OrderlyTrial,)  # type: ignore[attr-defined]
-        return tune.with_parameters(trial, data=data)
+        # By reference: of data that cannot be sent, Tune would keep a part that fails `ray.init`.
+        return tune.with_parameters(trial, data=ray.put(data))
 
 
 def make_trainer(model: Any, resources: Resources, **kwargs: Any) -> Any:
