@@ -35,7 +35,7 @@ def format_summary(result: SweepResult) -> str:
 
 def _caveat(result: SweepResult) -> list[str]:
     if result.best_state == "RUNNING":
-        return ["  The best so far: this trial has not ended, and no trial has."]
+        return ["  The best so far: this trial has not ended; no trial was trained to its end."]
     if result.best_state != "COMPLETE":
         return ["  This trial was not trained to its end; no trial was."]
     return []
