@@ -53,33 +53,9 @@ class FunctionJob:
     is_lightning: ClassVar[Literal[False]] = False
 
     def __post_init__(self) -> None:
-        if not callable(self.objective) or isinstance(self.objective, type):
-            raise SettingsError(
-                f"objective must be a function of a config, got {self.objective!r}; for a class, "
-                "write a function that makes one and reports with tune.report."
-            )
-        if inspect.iscoroutinefunction(self.objective):
-            raise SettingsError(
-                "objective must be a plain function, got `async def`; call asyncio.run in it."
-            )
-        if has_own_resources(self.objective):
-            raise SettingsError(
-                "objective has resources of its own, by tune.with_resources; give the function "
-                "itself, and cpus_per_trial and gpus_per_trial."
-            )
-        if _takes_optunas_trial(self.objective):
-            raise SettingsError(TWO_FUNCTIONS)
-        given = ("config", "data") if self.takes_data else ("config",)
-        try:
-            inspect.signature(self.objective).bind(*given)
-        except ValueError:  # it is none of Python's own, and has no signature
-            return
-        except TypeError as error:
-            hint = "and the data, as there is load_data" if self.takes_data else "alone"
-            raise SettingsError(
-                f"objective must take the config {hint}, got "
-                f"{_name_of(self.objective)}{inspect.signature(self.objective)}."
-            ) from error
+        if reason := _why_no_objective(self.objective):
+            raise SettingsError(reason)
+        _check_arguments(self.objective, ("config", "data") if self.takes_data else ("config",))
 
     @property
     def source(self) -> Callable[..., Any]:
@@ -102,6 +78,38 @@ class FunctionJob:
         trial.__mixins__ = (OrderlyTrial,)  # type: ignore[attr-defined]
         # By reference: of data that cannot be sent, Tune would keep a part that fails `ray.init`.
         return tune.with_parameters(trial, data=ray.put(data))
+
+
+def _why_no_objective(objective: Any) -> str | None:
+    """Why something is no function that trials could call; None: it is one."""
+    if not callable(objective) or isinstance(objective, type):
+        return (
+            f"objective must be a function of a config, got {objective!r}; for a class, write a "
+            "function that makes one and reports with tune.report."
+        )
+    if inspect.iscoroutinefunction(objective):
+        return "objective must be a plain function, got `async def`; call asyncio.run in it."
+    if has_own_resources(objective):
+        return (
+            "objective has resources of its own, by tune.with_resources; give the function itself, "
+            "and cpus_per_trial and gpus_per_trial."
+        )
+    return TWO_FUNCTIONS if _takes_optunas_trial(objective) else None
+
+
+def _check_arguments(objective: Callable[..., Any], given: tuple[str, ...]) -> None:
+    try:
+        signature = inspect.signature(objective)
+    except ValueError:  # it is none of Python's own, and has none
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        name = getattr(objective, "__name__", type(objective).__name__)
+        hint = "alone" if len(given) == 1 else "and the data, as there is load_data"
+        raise SettingsError(
+            f"objective must take the config {hint}, got {name}{signature}."
+        ) from error
 
 
 def _call(
@@ -150,7 +158,3 @@ def _takes_optunas_trial(objective: Callable[..., Any]) -> bool:
     code = getattr(inspect.unwrap(objective), "__code__", None)
     suggests = any(name.startswith("suggest_") for name in getattr(code, "co_names", ()))
     return first.name == "trial" or suggests
-
-
-def _name_of(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", type(function).__name__)
