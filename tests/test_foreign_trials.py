@@ -225,6 +225,18 @@ def test_waiting_trial_without_params(attrs: dict[str, Any], tmp_path: Path) -> 
     assert (result.rows[NUM_FIRST]["config/x"] == 0.999) == bool(attrs)
 
 
+def test_copied_trials_do_not_count(tmp_path: Path) -> None:
+    """The trials of another sweep, and a second copy of an own one."""
+    for folder in ("other", "own"):
+        run(tmp_path / folder, NUM_FIRST)
+    study = load_study(tmp_path / "own" / "a")
+    study.add_trials(load_study(tmp_path / "other" / "a").trials)
+    study.add_trial(study.best_trial)
+    result = run(tmp_path / "own", NUM_FIRST + 2)
+    assert [row["trial"] for row in result.rows] == [0, 1, 2, 7, 8]
+    assert result.foreign == [3, 4, 5, 6]
+
+
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_study_attributes_survive(tmp_path: Path) -> None:
     run(tmp_path, NUM_FIRST)
