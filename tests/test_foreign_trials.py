@@ -237,6 +237,29 @@ def test_copied_trials_do_not_count(tmp_path: Path) -> None:
     assert result.foreign == [3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("state", [TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE])
+def test_own_trial_told_by_hand(state: TrialState, tmp_path: Path) -> None:
+    """A trial of a stopped sweep: it counts, is never the winner, and is retried if it failed."""
+    run(tmp_path, NUM_FIRST)
+    file = tmp_path / "a" / "study.log"
+    lines = file.read_text().splitlines(keepends=True)
+    of_last = [n for n, line in enumerate(lines) if '"trial_id":2' in line]
+    file.write_text("".join(line for n, line in enumerate(lines) if n not in of_last))
+    study = load_study(tmp_path / "a")
+    assert study.trials[2].state == TrialState.RUNNING
+    if state == TrialState.PRUNED:
+        study._storage.set_trial_intermediate_value(study.trials[2]._trial_id, 1, 77.0)
+    study.tell(2, 77.0 if state == TrialState.COMPLETE else None, state=state)
+    result = run(tmp_path, NUM_FIRST, settings={"retry_failed": True})
+    has_failed = state == TrialState.FAIL
+    row = result.rows[2]
+    assert (row["state"], row["reason"]) == (state.name, "ended by hand")
+    assert len(result.rows) == NUM_FIRST + has_failed
+    assert list(result.failures) == [2] * has_failed
+    assert result.best_score < 3
+    assert not result.foreign
+
+
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_study_attributes_survive(tmp_path: Path) -> None:
     run(tmp_path, NUM_FIRST)

@@ -75,6 +75,7 @@ def describe_end(reason: str) -> str:
         Kind.ASHA: "stopped by ASHA",
         Kind.NAN: "gave NaN or infinity",
         Kind.PRUNED: "pruned by their own code",
+        Kind.BY_HAND: "ended by hand",
         Kind.SCHEDULER: "stopped by the scheduler",
         Kind.OTHER_GOOD_ENOUGH: "cut short as another reached the score to stop at",
     }
