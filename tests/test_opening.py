@@ -236,6 +236,22 @@ def test_warm_start_given_twice_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+def test_warm_start_empty_text_refused(tmp_path: Path) -> None:
+    for given in ({"warm_start": ""}, {"settings": {"warm_start": ""}}):
+        with (
+            pytest.raises(SettingsError, match="warm_start must be the path, URL or name of a"),
+            open_sweep(ask_beside(tmp_path, **given), "s"),
+        ):
+            pass
+
+
+def test_enqueue_none_is_empty(tmp_path: Path) -> None:
+    with open_sweep(ask_beside(tmp_path, enqueue=None), "s") as sweep:
+        assert queued(sweep.begin(DIGITS)) == []
+    with open_sweep(ask_beside(tmp_path, resume=True, enqueue=None), "s") as sweep:
+        assert queued(sweep.begin(DIGITS)) == []
+
+
 def test_resume_keeps_given_warm_start(tmp_path: Path) -> None:
     """It is read when the sweep starts; another one is refused afterwards."""
     with open_sweep(ask_beside(tmp_path, warm_start=other_study()), "s") as sweep:
