@@ -77,7 +77,7 @@ def run_sweep(
     scheduler: TrialScheduler | None = None,
     callbacks: Sequence[tune.Callback] = (),
     progress: Progress | None = LINES,
-    enqueue: Sequence[Mapping[str, Any]] = (),
+    enqueue: Sequence[Mapping[str, Any]] | None = None,
     warm_start: str | Path | optuna.Study | None = None,
 ) -> SweepResult:
     """Search a space and return what was found; for scripts and notebooks.

@@ -7,7 +7,7 @@ from optuna.samplers import BaseSampler
 
 from tune_jobs.engine.core.define_by_run import seeds_of
 from tune_jobs.engine.core.errors import SettingsError
-from tune_jobs.engine.core.readable import readable
+from tune_jobs.engine.core.readable import quoted
 from tune_jobs.engine.search.internals import reseed_generators
 
 __all__ = ["check_sampler", "reseed"]
@@ -22,7 +22,7 @@ def check_sampler(sampler: Any) -> None:
     if not isinstance(sampler, BaseSampler):
         raise SettingsError(
             "sampler must be an Optuna sampler, such as optuna.samplers.TPESampler(), got "
-            f"{readable(sampler)!r}."
+            f"{quoted(sampler)}."
         )
 
 
