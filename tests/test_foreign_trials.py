@@ -90,6 +90,7 @@ def add_other_parameter(study: optuna.Study) -> None:
 
 
 def ask_and_tell(study: optuna.Study) -> None:
+    study.enqueue_trial(PARAMS)  # of "sgd" the space asks for more
     study.tell(study.ask(DISTRIBUTIONS), 99.0)
 
 
