@@ -180,6 +180,18 @@ def test_array_constant_readable(tmp_path: Path) -> None:
     assert config["net"] == "Net"
 
 
+def test_best_json_without_nan(tmp_path: Path) -> None:
+    """JSON has no infinity and no NaN; the config can be tried first in another sweep."""
+    constants = {"clip": math.inf, "weights": [math.nan, 1.0], "least": -math.inf}
+    space = {**constants, "limit": tune.choice([math.inf])}
+    sweep(tmp_path, space, num_trials=1)
+    text = (tmp_path / "s" / "best.json").read_text()
+    best = json.loads(text, parse_constant=pytest.fail)
+    assert best["config"] == {
+        "clip": "Infinity", "weights": ["NaN", 1.0], "least": "-Infinity", "limit": "Infinity",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("is_function", [False, True])
 def test_space_few_configs(is_function: bool, tmp_path: Path) -> None:
     def function(trial: optuna.Trial) -> None:

@@ -93,6 +93,43 @@ def test_function_user_attributes(tmp_path: Path) -> None:
         assert trial.user_attrs["nan"] in ("NaN", "nan")
 
 
+@pytest.mark.parametrize("name", ["trial_id", "reason", "metrics", "paused_at"])
+def test_function_reserved_attribute_fails(name: str, tmp_path: Path) -> None:
+    """What the sweep enters itself would take its place without a word."""
+
+    def space(trial: optuna.Trial) -> None:
+        suggest_x(trial)
+        trial.set_user_attr("reasons", 1)
+        trial.set_user_attr(name, "mine")
+
+    (failure,) = Ran(tmp_path, space, 1).failures
+    assert failure.startswith(f"ValueError: the user attribute '{name}' is one that the sweep")
+    assert failure.endswith("give yours another name")
+
+
+@pytest.mark.parametrize("space", [suggest_x, {"x": tune.uniform(0, 1)}])
+@pytest.mark.parametrize("name", ["trial_id", "error", "errors"])
+def test_queue_reserved_attribute_fails(name: str, space: Space, tmp_path: Path) -> None:
+    ran = Ran(tmp_path, space, 0)
+    ran.driven.record.study.enqueue_trial({"x": 0.5}, user_attrs={name: "mine"})
+    again = Ran(tmp_path, space, 2)  # reopened
+    assert len(again.configs) == 1 + (name == "errors")
+    assert [f"user attribute '{name}'" in text for text in again.failures] == [True] * (
+        name != "errors"
+    )
+
+
+def test_queue_interrupted_start_goes_on(tmp_path: Path) -> None:
+    """The driver died when all was entered but the state."""
+    ran = Ran(tmp_path, suggest_x, 1, queue=[{"x": 0.5}])
+    file = ran.driven.record.file
+    lines = file.read_text().splitlines(keepends=True)
+    begun = next(n for n, line in enumerate(lines) if '"trial_id":"t1"' in line)
+    file.write_text("".join(lines[: begun + 1]))
+    again = Ran(tmp_path, suggest_x, 1)
+    assert (again.configs, again.failures) == ([{"x": 0.5}], [])
+
+
 def test_function_choices_are_anything(tmp_path: Path) -> None:
     def space(trial: optuna.Trial) -> None:
         suggest_x(trial)

@@ -224,15 +224,24 @@ def test_read_others_several_studies(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["none.db", "none.log#mine", "none", "sqlite:///none.db", "sqlite:///none.db#mine",
-               "file:///none/none.db", "sqlite://"],
+    ("source", "message"),
+    [
+        ("none.db", "no sweep can be read at .*, and there is no file or folder none.db."),
+        ("none.log#mine", "no sweep can be read at .*, and there is no file or folder none.log."),
+        ("none", "no sweep can be read at .*, and there is no file or folder none."),
+        ("sqlite:///none.db", "there is no file none.db.$"),
+        ("sqlite:///none.db#mine", "there is no file none.db.$"),
+        ("file:///none/none.db", "file:///none/none.db is no sweep: it has no sweep.json.$"),
+        (".", r"\. is no sweep: it has no sweep.json.$"),
+        ("sqlite://", "sqlite:// names no file, as sqlite:///x.db does.$"),
+    ],
 )  # fmt: skip
 def test_read_others_missing_refused(
-    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Optuna would create the file."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SettingsError, match=r"warm_start: .* be read") as refused:
+    with pytest.raises(SettingsError, match=f"^warm_start: {message}") as refused:
         read(source, tmp_path)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
@@ -310,6 +319,11 @@ def test_read_others_empty_study_refused(tmp_path: Path) -> None:
     study.ask(PARAMS)
     with pytest.raises(SettingsError, match="study new has no trial with a value to learn from"):
         read(study, tmp_path)
+
+
+def test_read_others_empty_text_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"warm_start must be the path, .* of a study, got ''"):
+        read("", tmp_path)
 
 
 @pytest.mark.parametrize("source", [3, ["a"], InMemoryStorage()])

@@ -90,6 +90,7 @@ def add_other_parameter(study: optuna.Study) -> None:
 
 
 def ask_and_tell(study: optuna.Study) -> None:
+    study.enqueue_trial(PARAMS)  # of "sgd" the space asks for more
     study.tell(study.ask(DISTRIBUTIONS), 99.0)
 
 
@@ -223,6 +224,41 @@ def test_waiting_trial_without_params(attrs: dict[str, Any], tmp_path: Path) -> 
     result = run(tmp_path, NUM_FIRST + 2)
     assert [row["trial"] for row in result.rows] == list(range(NUM_FIRST + 2))
     assert (result.rows[NUM_FIRST]["config/x"] == 0.999) == bool(attrs)
+
+
+def test_copied_trials_do_not_count(tmp_path: Path) -> None:
+    """The trials of another sweep, and a second copy of an own one."""
+    for folder in ("other", "own"):
+        run(tmp_path / folder, NUM_FIRST)
+    study = load_study(tmp_path / "own" / "a")
+    study.add_trials(load_study(tmp_path / "other" / "a").trials)
+    study.add_trial(study.best_trial)
+    result = run(tmp_path / "own", NUM_FIRST + 2)
+    assert [row["trial"] for row in result.rows] == [0, 1, 2, 7, 8]
+    assert result.foreign == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("state", [TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE])
+def test_own_trial_told_by_hand(state: TrialState, tmp_path: Path) -> None:
+    """A trial of a stopped sweep: it counts, is never the winner, and is retried if it failed."""
+    run(tmp_path, NUM_FIRST)
+    file = tmp_path / "a" / "study.log"
+    lines = file.read_text().splitlines(keepends=True)
+    of_last = [n for n, line in enumerate(lines) if '"trial_id":2' in line]
+    file.write_text("".join(line for n, line in enumerate(lines) if n not in of_last))
+    study = load_study(tmp_path / "a")
+    assert study.trials[2].state == TrialState.RUNNING
+    if state == TrialState.PRUNED:
+        study._storage.set_trial_intermediate_value(study.trials[2]._trial_id, 1, 77.0)
+    study.tell(2, 77.0 if state == TrialState.COMPLETE else None, state=state)
+    result = run(tmp_path, NUM_FIRST, settings={"retry_failed": True})
+    has_failed = state == TrialState.FAIL
+    row = result.rows[2]
+    assert (row["state"], row["reason"]) == (state.name, "ended by hand")
+    assert len(result.rows) == NUM_FIRST + has_failed
+    assert list(result.failures) == [2] * has_failed
+    assert result.best_score < 3
+    assert not result.foreign
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

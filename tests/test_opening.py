@@ -218,7 +218,7 @@ def test_enqueue_refused_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
-def other_study(name: str = "other") -> optuna.Study:
+def other_study(name: str | None = "other") -> optuna.Study:
     study = optuna.create_study(direction="maximize", study_name=name)
     study.add_trial(
         create_trial(params={"x": 0.5}, distributions={"x": FloatDistribution(0, 1)}, value=0.5)
@@ -236,8 +236,24 @@ def test_warm_start_given_twice_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+def test_warm_start_empty_text_refused(tmp_path: Path) -> None:
+    for given in ({"warm_start": ""}, {"settings": {"warm_start": ""}}):
+        with (
+            pytest.raises(SettingsError, match="warm_start must be the path, URL or name of a"),
+            open_sweep(ask_beside(tmp_path, **given), "s"),
+        ):
+            pass
+
+
+def test_enqueue_none_is_empty(tmp_path: Path) -> None:
+    with open_sweep(ask_beside(tmp_path, enqueue=None), "s") as sweep:
+        assert queued(sweep.begin(DIGITS)) == []
+    with open_sweep(ask_beside(tmp_path, resume=True, enqueue=None), "s") as sweep:
+        assert queued(sweep.begin(DIGITS)) == []
+
+
 def test_resume_keeps_given_warm_start(tmp_path: Path) -> None:
-    """It is read when the sweep starts; another one, or none, is refused afterwards."""
+    """It is read when the sweep starts; another one is refused afterwards."""
     with open_sweep(ask_beside(tmp_path, warm_start=other_study()), "s") as sweep:
         sweep.begin(DIGITS)
     assert recorded_settings(tmp_path / "s", DataSettings()).warm_start is None
@@ -247,13 +263,46 @@ def test_resume_keeps_given_warm_start(tmp_path: Path) -> None:
             sweep.begin(DIGITS)
             assert len(sweep.manifest.others) == 1
     before = contents(tmp_path / "s")
-    for given, named in ((other_study("b"), "study b"), (None, "None"), (Path("b.db"), "b.db")):
+    unnamed = other_study(None)
+    for given, named in (
+        (other_study("b"), "study b"), (unnamed, unnamed.study_name), (Path("b.db"), "b.db"),
+    ):  # fmt: skip
         with (
-            pytest.raises(SettingsError, match=f"its warm_start is study other, not {named}"),
+            pytest.raises(SettingsError, match=f"its warm_start is study other, not .*{named}"),
             open_sweep(ask_beside(tmp_path, resume=True, warm_start=given), "s"),
         ):
             pass
     assert contents(tmp_path / "s") == before
+
+
+@pytest.mark.parametrize("name", ["other", None])
+def test_resume_without_given_warm_start(name: str | None, tmp_path: Path) -> None:
+    """Or with a study that Optuna has named: it has another name in each process."""
+    with open_sweep(ask_beside(tmp_path, warm_start=other_study(name)), "s") as sweep:
+        sweep.begin(DIGITS)
+    for given in (None, other_study(name)) * 2:
+        with open_sweep(ask_beside(tmp_path, resume=True, warm_start=given), "s") as sweep:
+            sweep.begin(DIGITS)
+            assert len(sweep.manifest.others) == 1
+
+
+def test_resume_without_warm_start_setting(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.db")
+    optuna.copy_study(
+        from_study_name="other", from_storage=other_study()._storage,
+        to_storage=f"sqlite:///{path}",
+    )  # fmt: skip
+    with open_sweep(ask_beside(tmp_path, settings={"warm_start": path}), "s") as sweep:
+        sweep.begin(DIGITS)
+    for given in ({}, {"warm_start": path}):
+        with open_sweep(ask_beside(tmp_path, resume=True, settings=given), "s") as sweep:
+            sweep.begin(DIGITS)
+            assert len(sweep.manifest.others) == 1
+    with (
+        pytest.raises(SettingsError, match=r"its warm_start is .*, not study b"),
+        open_sweep(ask_beside(tmp_path, resume=True, warm_start=other_study("b")), "s"),
+    ):
+        pass
 
 
 def test_resume_warm_start_moved(tmp_path: Path) -> None:

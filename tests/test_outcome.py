@@ -146,6 +146,7 @@ CAUSES = {
     Kind.SCHEDULER: Cause.JUDGED,
     Kind.NAN: Cause.JUDGED,
     Kind.PRUNED: Cause.JUDGED,
+    Kind.BY_HAND: Cause.JUDGED,
     Kind.OUT_OF_MEMORY: Cause.TRIAL,
     Kind.SILENT: Cause.TRIAL,
 }

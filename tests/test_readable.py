@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tune_jobs.engine.core.readable import label, readable, same, unique
+from tune_jobs.engine.core.readable import label, quoted, readable, same, unique
 
 
 class Color(Enum):
@@ -149,3 +149,11 @@ def test_unique_texts() -> None:
 )
 def test_same_values_and_types(one: Any, other: Any, expected: bool) -> None:
     assert same(one, other) is expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("tpe", "'tpe'"), (Path("a"), "a"), (Path, "Path"), (3, "3"), (["a", Path], "['a', 'Path']")],
+)
+def test_quoted_text_alone(value: Any, text: str) -> None:
+    assert quoted(value) == text

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tune_jobs.engine.core.errors import RecordError, SettingsError
 from tune_jobs.engine.core.goal import Goal
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome, outcome_of
-from tune_jobs.engine.store.entries import decision_of, promoted_from, results_of
+from tune_jobs.engine.store.entries import SWEEP, decision_of, promoted_from, results_of
 from tune_jobs.engine.store.record import Record
 
 GOAL = Goal("score", "max")
@@ -263,6 +263,40 @@ def test_record_starts_trial_atomically(tmp_path: Path) -> None:
     assert record.file.read_text().count("\n") == lines + 1
     record.study.ask({"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)})
     assert record.file.read_text().count("\n") > lines + 2
+
+
+def test_record_copied_trial_foreign(tmp_path: Path) -> None:
+    """Of another sweep, of a sweep of an earlier version, or of this one: it is no own trial."""
+    names = ("own", "other", "old")
+    for name in names:
+        (tmp_path / name).mkdir()
+    record, other, old = (make_record(tmp_path / name) for name in names)
+    for made in (record, other, old):
+        start(made, "a")
+        made.end("a", Outcome.of(Kind.BY_ITSELF), 0.5)
+    (trial,) = old.trials()
+    del trial.system_attrs[SWEEP]
+    record.study.add_trials([*record.trials(), *other.trials(), trial])
+    record.study.add_trial(create_trial(state=TrialState.WAITING))
+    again = Record.open(tmp_path / "own", Event())
+    assert [t.number for t in again.started()] == [0]
+    assert [t.number for t in again.foreign()] == [1, 2, 3]
+    assert again.num_trials == 2
+    assert start(again, "b") == 4
+    assert [t.number for t in again.started()] == [0, 4]
+
+
+def test_record_without_id_own(tmp_path: Path) -> None:
+    """A record of an earlier version names no sweep, and neither do its trials."""
+    record = make_record(tmp_path)
+    lines = record.file.read_text().splitlines(keepends=True)
+    record.file.write_text("".join(line for line in lines if SWEEP not in line))
+    old = Record.open(tmp_path, Event())
+    start(old, "a")
+    old.study.add_trials(old.trials())
+    again = Record.open(tmp_path, Event())
+    assert [t.number for t in again.started()] == [0]
+    assert [t.number for t in again.foreign()] == [1]
 
 
 DASHBOARD = """

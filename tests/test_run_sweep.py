@@ -24,6 +24,7 @@ from ray.tune.schedulers import (
     MedianStoppingRule,
     PopulationBasedTraining,
 )
+from ray.tune.search.optuna import OptunaSearch
 
 from tune_jobs.engine import LightningSettings, Settings, SettingsError, SweepResult, run_sweep
 from tune_jobs.engine.core.errors import SweepFailedError
@@ -56,6 +57,15 @@ def sweep(folder: Path, **kwargs: Any) -> SweepResult:
             **kwargs,
         },
     )
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "", optuna.samplers.TPESampler, OptunaSearch()])
+def test_sampler_not_optunas(sampler: Any, tmp_path: Path) -> None:
+    """Nothing is spent: the data is not loaded."""
+    message = r"sampler must be an Optuna sampler, such as optuna.samplers.TPESampler\(\), got "
+    with pytest.raises(SettingsError, match=message):
+        sweep(tmp_path, sampler=sampler, load_data=pytest.fail)
+    assert not list(tmp_path.iterdir())
 
 
 def make_objective() -> Any:

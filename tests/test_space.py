@@ -185,6 +185,12 @@ def test_space_values_sent(value: Any) -> None:
         convert_space({"m": {"v": tune.choice([1, [value]])}})
 
 
+def test_space_unsendable_without_quotes() -> None:
+    """They are for text."""
+    with pytest.raises(SettingsError, match="'v' holds lock, which cannot be sent"):
+        convert_space({"x": tune.uniform(0, 1), "v": threading.Lock()})
+
+
 def test_space_value_without_copy() -> None:
     lock = threading.Lock()
     assert copied(lock) is lock
@@ -312,6 +318,11 @@ else "adam"}"""
         ({"x": tune.randint(5, 5)}, "'x' holds no value: tune.randint(5, 5); its upper bound is"),
         ({"x": tune.randint(0.5, 5)}, "'x' must have whole numbers, got tune.randint(0.5, 5)."),
         ({"x": tune.randint(None, 5)}, "'x' must have a finite number as its lower bound, got"),
+        (
+            {"x": tune.randint(False, True)},
+            "'x' must have a number, not True or False",
+        ),
+        ({"x": tune.uniform(0, True)}, "'x' must have a number, not True or False, as its upper"),
         ({"x": tune.randint(0, math.nan)}, "'x' must have a finite number as its upper bound, got"),
         ({"m": {"x": tune.search.sample.Float(None, 1)}}, "'m/x' must have a finite number as its"),
         ({"x": tune.randn(math.nan, 1)}, "'x' must have a finite number as its mean, got"),

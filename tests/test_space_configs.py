@@ -1,5 +1,6 @@
 """Configs as users give them, and what the study holds for them."""
 
+import json
 import math
 from typing import Any
 
@@ -65,6 +66,16 @@ def test_space_config_not_in_it(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         convert_space(ENCODED).encode(config)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_space_encodes_special_number(value: float) -> None:
+    """As best.json has it, for JSON cannot hold it."""
+    space = convert_space({"clip": value, "limit": tune.choice([1.0, value])})
+    text = json.dumps(value)
+    assert space.encode({"clip": text, "limit": text}) == space.encode({"limit": value})
+    with pytest.raises(ValueError, match="not in the space"):
+        space.encode({"clip": "1.0"})
 
 
 def test_space_config_round_trip() -> None:

@@ -18,6 +18,7 @@ from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.core.space import convert_space
 from tune_jobs.engine.execution.driver import Driver, Parts
 from tune_jobs.engine.execution.progress import LineProgress, format_trial
+from tune_jobs.engine.report.failures import explain_failure
 from tune_jobs.engine.report.summary import format_summary
 from tune_jobs.engine.store.opening import Request, open_sweep
 
@@ -57,6 +58,21 @@ def make_result(**changes: Any) -> Any:
         "path": "results/s",
     }
     return SimpleNamespace(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("num_retried", [0, 1, 2])
+def test_failure_explained_of_last_attempt(num_retried: int) -> None:
+    """A failure that was retried is mended, or has failed again: the newer one is shown."""
+    trials = []
+    for number in range(2 + num_retried):
+        attrs = {} if number < 2 else {"retry_of": number - 2}
+        outcome = Outcome("KeyError", Cause.TRIAL, f"KeyError: {number}", f"Traceback of {number}")
+        attrs[OUTCOME_ATTR] = outcome.to_entry()
+        trials.append(create_trial(state=TrialState.FAIL, system_attrs=attrs))
+        trials[-1].number = number
+    text = explain_failure("r/s", [], trials, Outcome.of(Kind.ALL_DONE))
+    assert f"{2 + num_retried} failed; the first one, r/s/trial_000{num_retried}/" in text
+    assert text.endswith(f"Traceback of {num_retried}")
 
 
 def test_summary_whole_text() -> None:

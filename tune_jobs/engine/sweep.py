@@ -50,6 +50,7 @@ from tune_jobs.engine.execution.driver import Driver, Parts
 from tune_jobs.engine.execution.progress import LineProgress
 from tune_jobs.engine.report.collect import collect_results
 from tune_jobs.engine.report.result import SweepResult
+from tune_jobs.engine.search.samplers import check_sampler
 from tune_jobs.engine.search.stock import check_scheduler
 from tune_jobs.engine.store.folder import storage_uri
 from tune_jobs.engine.store.opening import OpenSweep, Request, open_sweep
@@ -76,7 +77,7 @@ def run_sweep(
     scheduler: TrialScheduler | None = None,
     callbacks: Sequence[tune.Callback] = (),
     progress: Progress | None = LINES,
-    enqueue: Sequence[Mapping[str, Any]] = (),
+    enqueue: Sequence[Mapping[str, Any]] | None = None,
     warm_start: str | Path | optuna.Study | None = None,
 ) -> SweepResult:
     """Search a space and return what was found; for scripts and notebooks.
@@ -123,6 +124,8 @@ def run_sweep(
     """
     check_kept(storage_uri(settings.storage_path))
     goal = Goal(metric, mode)
+    sampler = TPESampler() if sampler is None else sampler
+    check_sampler(sampler)
     job = make_job(settings, objective, load_data, make_model, make_data, trainer_kwargs)
     check_functions(
         objective=objective, make_model=make_model, make_data=make_data,
@@ -138,7 +141,7 @@ def run_sweep(
     name = settings.name or _name_after(script)
     listener = Guarded(progress or Silent())
     # A scheduler keeps the trials it has seen: the caller's own is left as it is.
-    parts = Parts(sampler or TPESampler(), copy.deepcopy(scheduler), callbacks, listener)
+    parts = Parts(sampler, copy.deepcopy(scheduler), callbacks, listener)
     with (
         _quiet_optuna(),
         open_sweep(request, name, parts.progress.on_notice) as sweep,

@@ -24,9 +24,12 @@ from tune_jobs.engine.core.raised import outcome_of_raised
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import DefineByRun
 
-__all__ = ["ATTEMPTS", "SpaceTrial", "Suggested", "run_space", "seeds_of"]
+__all__ = ["ATTEMPTS", "SpaceTrial", "Suggested", "check_note", "run_space", "seeds_of"]
 
 ATTEMPTS = 10  # to draw a config that was not tried
+
+# The user attributes in which the record holds what happens to a trial.
+RECORDED = ("trial_id", "paused_at", "reason", "duration_s", "metrics", "error")
 
 
 class SpaceTrial(optuna.Trial):
@@ -90,6 +93,10 @@ class SpaceTrial(optuna.Trial):
         suggest, held = super().suggest_categorical, parameter.distribution.choices
         return self._suggest_as(name, parameter, lambda: suggest(name, held))
 
+    def set_user_attr(self, key: str, value: Any) -> None:
+        check_note(key)
+        super().set_user_attr(key, value)
+
     def _suggest_as(self, name: str, parameter: Parameter, suggest: Callable[[], Any]) -> Any:
         self.asked[name] = parameter.distribution
         if name in self._given:
@@ -137,6 +144,19 @@ class Suggested:
 
     config: dict[str, Any]
     outcome: Outcome | None = None
+
+
+def check_note(name: str) -> None:
+    """Check that a user attribute which the user gives a trial is none that the record enters.
+
+    Raises:
+        ValueError: It is.
+    """
+    if name in RECORDED:
+        raise ValueError(
+            f"the user attribute {name!r} is one that the sweep enters itself (they are "
+            f"{', '.join(RECORDED)}); give yours another name"
+        )
 
 
 def seeds_of(seed: int, number: int, attempt: int = 0) -> list[int]:

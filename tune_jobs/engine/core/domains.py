@@ -233,9 +233,8 @@ def _check(name: str, domain: Any, part: str, value: Any) -> Any:
     plain = readable(value)
     is_number = isinstance(plain, (int, float)) and not isinstance(plain, bool)
     if not is_number or not math.isfinite(plain):
-        raise SettingsError(
-            f"{name!r} must have a finite number as its {part}, got {spell(domain)}."
-        )
+        kind = "number, not True or False," if isinstance(plain, bool) else "finite number"
+        raise SettingsError(f"{name!r} must have a {kind} as its {part}, got {spell(domain)}.")
     return plain
 
 

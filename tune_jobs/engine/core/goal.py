@@ -8,7 +8,7 @@ from typing import Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from tune_jobs.engine.core.errors import SettingsError
-from tune_jobs.engine.core.outcome import has_failed
+from tune_jobs.engine.core.outcome import Kind, has_failed, outcome_of
 
 __all__ = ["LAST_EPOCH_ATTR", "Goal", "curve_of", "final_curve", "is_feasible"]
 
@@ -83,10 +83,15 @@ class Goal:
     def best(self, trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
         """The best of the trials; None: none has a score.
 
-        A trial that failed, or violates a constraint, is never the best.
+        A trial that failed, violates a constraint, or was ended by hand is never the best.
         """
-        scored = [t for t in trials if self.score(t) is not None and is_feasible(t)]
-        return max(scored, key=self.rank, default=None)
+        able = [t for t in trials if self._can_win(t)]
+        return max(able, key=self.rank, default=None)
+
+    def _can_win(self, trial: FrozenTrial) -> bool:
+        outcome = outcome_of(trial)
+        is_by_hand = outcome is not None and outcome.kind == Kind.BY_HAND
+        return self.score(trial) is not None and is_feasible(trial) and not is_by_hand
 
     def _standing(self, trial: FrozenTrial) -> int:
         if has_failed(trial):

@@ -23,6 +23,7 @@ class Kind(StrEnum):
     SCHEDULER = "scheduler"
     NAN = "nan"
     PRUNED = "pruned"
+    BY_HAND = "ended by hand"
     OUT_OF_MEMORY = "oom"
     SILENT = "reported nothing"
     NEVER_BEGAN = "never began"
@@ -55,6 +56,7 @@ _CAUSES = {
     Kind.SCHEDULER: Cause.JUDGED,
     Kind.NAN: Cause.JUDGED,
     Kind.PRUNED: Cause.JUDGED,
+    Kind.BY_HAND: Cause.JUDGED,
     Kind.OUT_OF_MEMORY: Cause.TRIAL,
     Kind.SILENT: Cause.TRIAL,
     Kind.NEVER_BEGAN: Cause.SWEEP,
@@ -139,9 +141,18 @@ class Outcome:
 
 
 def outcome_of(trial: FrozenTrial) -> Outcome | None:
-    """Why a recorded trial ended; None: it has not ended."""
+    """Why a recorded trial ended; None: it has not ended, or no driver has started it.
+
+    One that a driver has started and not ended was told its state by the user.
+    """
     entry = trial.system_attrs.get(OUTCOME_ATTR)
-    return None if entry is None else Outcome.from_entry(entry)
+    if entry is not None:
+        return Outcome.from_entry(entry)
+    if "trial_id" not in trial.user_attrs or not trial.state.is_finished():
+        return None
+    if trial.state == TrialState.FAIL:
+        return Outcome(Kind.BY_HAND, Cause.TRIAL, str(Kind.BY_HAND))
+    return Outcome.of(Kind.BY_HAND)
 
 
 def has_failed(trial: FrozenTrial) -> bool:

@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 from ray import cloudpickle
 
-from tune_jobs.engine.core.readable import label, readable, same, unique
+from tune_jobs.engine.core.readable import is_text_of, label, readable, same, unique
 
 __all__ = ["Choice", "Grid", "Number", "Parameter", "copied", "send"]
 
@@ -301,4 +301,5 @@ def _equals(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(_equals, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_equals(one[k], other[k]) for k in one)
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+    is_equal = isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+    return is_equal or is_text_of(one, other)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["label", "readable", "same", "unique"]
+__all__ = ["is_text_of", "label", "quoted", "readable", "same", "unique"]
 
 MOST_ITEMS = 1_000  # of an array that is written out
 DEEPEST = 50
@@ -48,6 +48,18 @@ def label(value: Any) -> str:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{text[:LONGEST_LABEL]}... #{digest}"
+
+
+def quoted(value: Any) -> str:
+    """A value in a message: only what is text stands in quotes, not the name of something else."""
+    plain = readable(value)
+    return plain if isinstance(plain, str) and not isinstance(value, str) else repr(plain)
+
+
+def is_text_of(text: Any, value: Any) -> bool:
+    """Whether a text is what best.json has for infinity or NaN, which JSON cannot hold."""
+    is_special = isinstance(value, float) and not math.isfinite(value)
+    return is_special and isinstance(text, str) and text == json.dumps(value)
 
 
 def unique(texts: Iterable[str]) -> list[str]:

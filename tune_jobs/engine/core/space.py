@@ -23,7 +23,7 @@ from tune_jobs.engine.core.domains import (
 )
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.parameters import Choice, Number, Parameter, copied, send
-from tune_jobs.engine.core.readable import readable, same
+from tune_jobs.engine.core.readable import is_text_of, quoted, readable, same
 from tune_jobs.engine.core.rewriting import suggest_instead, suggest_sampled
 from tune_jobs.engine.core.settings import Settings
 
@@ -257,7 +257,7 @@ def _check_sent(parameters: Mapping[str, Parameter], constants: Mapping[str, Any
             send(value)
         except Exception as error:
             raise SettingsError(
-                f"{name!r} holds {readable(value)!r}, which cannot be sent to a trial "
+                f"{name!r} holds {quoted(value)}, which cannot be sent to a trial "
                 f"({type(error).__name__}: {error}); make it in the function that is trained."
             ) from error
 
@@ -309,4 +309,5 @@ def _agrees(given: Any, constant: Any) -> bool:
     if same(given, constant):
         return True
     plain, own = readable(given), readable(constant)
-    return isinstance(plain, bool) == isinstance(own, bool) and bool(plain == own)
+    is_equal = isinstance(plain, bool) == isinstance(own, bool) and bool(plain == own)
+    return is_equal or is_text_of(plain, own)

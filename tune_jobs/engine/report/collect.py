@@ -131,7 +131,7 @@ def _known_test(folder: Path, trial: int, epoch: int | None) -> dict[str, float]
     if (best.get("trial"), best.get("epoch")) != (trial, epoch):
         return None
     test: dict[str, float] | None = best.get("test")
-    return test
+    return None if test is None else {name: float(value) for name, value in test.items()}
 
 
 def _read_checkpoint(checkpoint: Checkpoint) -> bytes:

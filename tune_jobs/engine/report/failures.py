@@ -47,7 +47,9 @@ def explain_failure(
         fates = Counter(map(_fate_of, trials, rows))
         counts = ", ".join(f"{count} {fate}" for fate, count in fates.items())
         return f"no trial of {path} can win: {counts or 'none was started'}."
-    first, outcome = failed[0]
+    retried = {trial.system_attrs.get("retry_of") for trial in trials}
+    last_attempts = [pair for pair in failed if pair[0].number not in retried]
+    first, outcome = (last_attempts or failed[-1:])[0]
     if outcome.kind == MetricNotLoggedError.__name__:
         text = outcome.message.partition(": ")[2]
         return f"{early}: {text}" if early else text
@@ -75,6 +77,7 @@ def describe_end(reason: str) -> str:
         Kind.ASHA: "stopped by ASHA",
         Kind.NAN: "gave NaN or infinity",
         Kind.PRUNED: "pruned by their own code",
+        Kind.BY_HAND: "ended by hand",
         Kind.SCHEDULER: "stopped by the scheduler",
         Kind.OTHER_GOOD_ENOUGH: "cut short as another reached the score to stop at",
     }

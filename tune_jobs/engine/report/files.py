@@ -27,6 +27,7 @@ from tune_jobs.engine.core.layout import (
 from tune_jobs.engine.core.outcome import Kind, Outcome, has_failed, outcome_of
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.report.result import SweepResult
+from tune_jobs.engine.store.configs import to_json
 from tune_jobs.engine.store.entries import duration_of, reports_of, results_of, returned_by
 from tune_jobs.engine.store.folder import SweepFolder, write_whole
 from tune_jobs.engine.trainable.jobs import Workload
@@ -125,7 +126,7 @@ def write_best(folder: SweepFolder, result: SweepResult, workload: Workload) -> 
     """
     script = script_of(workload.job.source)
     content = {
-        "config": readable(result.best_config),
+        "config": result.best_config,
         "metric": result.goal.metric,
         "mode": result.goal.mode,
         "score": result.best_score,
@@ -141,7 +142,7 @@ def write_best(folder: SweepFolder, result: SweepResult, workload: Workload) -> 
     facts = workload.loaded.facts
     content |= {name: fact for name, fact in facts.items() if name == "data"}  # its old place
     content["facts"] = facts
-    _write(folder, BEST_FILE, f"{json.dumps(content, indent=2, default=_to_json)}\n".encode())
+    _write(folder, BEST_FILE, f"{json.dumps(to_json(content), indent=2)}\n".encode())
 
 
 def _write(folder: SweepFolder, name: str, content: bytes) -> None:
@@ -151,14 +152,6 @@ def _write(folder: SweepFolder, name: str, content: bytes) -> None:
     except OSError as error:
         message = f"{file} cannot be written: {error.strerror}."
         raise SweepFailedError(message, folder.uri, Outcome.of(Kind.STORAGE)) from error
-
-
-def _to_json(value: Any) -> Any:
-    """What a config may hold besides JSON's own types: NumPy's numbers, or anything at all."""
-    try:
-        return value.item()
-    except (AttributeError, ValueError, RuntimeError):  # no number, or an array of several
-        return str(value)
 
 
 def _versions() -> dict[str, str]:

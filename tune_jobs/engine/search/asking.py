@@ -16,6 +16,7 @@ from tune_jobs.engine.core.define_by_run import (
     ATTEMPTS,
     SpaceTrial,
     Suggested,
+    check_note,
     run_space,
     seeds_of,
 )
@@ -72,7 +73,6 @@ class Asker(ABC):
             What was suggested; None: everything has been tried.
         """
 
-    @abstractmethod
     def ask_waiting(self, number: int, waiting: FrozenTrial) -> Suggested:
         """Ask for a trial of the queue, whether it was tried or not.
 
@@ -80,6 +80,15 @@ class Asker(ABC):
             number: Its number in the record.
             waiting: The trial, as it waits.
         """
+        try:
+            _check_notes(waiting)
+        except ValueError as error:
+            return Suggested({}, outcome_of_raised(error))
+        return self._ask_waiting(number, waiting)
+
+    @abstractmethod
+    def _ask_waiting(self, number: int, waiting: FrozenTrial) -> Suggested:
+        """Ask for a trial of the queue whose notes are in order."""
 
     def _ask_study(
         self, number: int, attempt: int, fixed: Mapping[str, Any], waiting: FrozenTrial | None
@@ -118,7 +127,7 @@ class DictAsker(Asker):
         picked = self._tried.pick(self._seeds(number, ATTEMPTS), point)
         return self._ask(number, ATTEMPTS, picked)[0]
 
-    def ask_waiting(self, number: int, waiting: FrozenTrial) -> Suggested:
+    def _ask_waiting(self, number: int, waiting: FrozenTrial) -> Suggested:
         try:
             fixed = self._space.encode(waiting.system_attrs.get("fixed_params", {}))
         except ValueError as error:
@@ -165,7 +174,7 @@ class DefineAsker(Asker):
         untried = self._find_untried(number)
         return None if untried is None else self._ask(number, ATTEMPTS, untried)[0]
 
-    def ask_waiting(self, number: int, waiting: FrozenTrial) -> Suggested:
+    def _ask_waiting(self, number: int, waiting: FrozenTrial) -> Suggested:
         fixed = waiting.system_attrs.get("fixed_params", {})
         return self._ask(number, 0, fixed, waiting)[0]
 
@@ -205,6 +214,13 @@ class DefineAsker(Asker):
         trial = SpaceTrial(study.ask(), number, {})
         suggested = run_space(self._define, trial, seeds)
         return None if self._is_tried(_sendable(suggested), trial) else trial.params
+
+
+def _check_notes(waiting: FrozenTrial) -> None:
+    has_begun = CONFIG_ATTR in waiting.system_attrs  # a driver died while it entered the start
+    for name in waiting.user_attrs:
+        if not (has_begun and name == "trial_id"):
+            check_note(name)
 
 
 def _sendable(suggested: Suggested) -> Suggested:

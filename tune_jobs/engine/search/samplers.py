@@ -1,12 +1,29 @@
 """Draws that depend on the seed and the trial's number alone: `reseed`."""
 
+from typing import Any
+
 import numpy as np
 from optuna.samplers import BaseSampler
 
 from tune_jobs.engine.core.define_by_run import seeds_of
+from tune_jobs.engine.core.errors import SettingsError
+from tune_jobs.engine.core.readable import quoted
 from tune_jobs.engine.search.internals import reseed_generators
 
-__all__ = ["reseed"]
+__all__ = ["check_sampler", "reseed"]
+
+
+def check_sampler(sampler: Any) -> None:
+    """Check that a sampler is one of Optuna's.
+
+    Raises:
+        SettingsError: It is not.
+    """
+    if not isinstance(sampler, BaseSampler):
+        raise SettingsError(
+            "sampler must be an Optuna sampler, such as optuna.samplers.TPESampler(), got "
+            f"{quoted(sampler)}."
+        )
 
 
 def reseed(sampler: BaseSampler, seed: int, number: int, attempt: int = 0) -> None:

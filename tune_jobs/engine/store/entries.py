@@ -1,7 +1,7 @@
 """How a trial is kept in the record, and what can be read of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -15,11 +15,12 @@ __all__ = [
     "RESULT",
     "RETURNED",
     "STOP",
+    "SWEEP",
     "decision_of",
     "duration_of",
     "has_ended_in_space",
     "id_of",
-    "is_own",
+    "own_of",
     "promoted_from",
     "reports_of",
     "results_of",
@@ -34,6 +35,7 @@ RETURNED = "tune_jobs:returned"
 STOP = "tune_jobs:stop"
 PROMOTED = "tune_jobs:promoted"
 ENDED_IN_SPACE = "tune_jobs:ended_in_space"
+SWEEP = "tune_jobs:sweep"  # of the study, and of each trial that its drivers start
 
 # What Tune adds to every result for itself; `config/...` is recorded once, with the trial.
 TUNES_OWN = {"trial_id", "done", "should_checkpoint", "experiment_tag", "timesteps_total"}
@@ -45,9 +47,21 @@ def id_of(trial: FrozenTrial) -> str:
     return trial_id
 
 
-def is_own(trial: FrozenTrial) -> bool:
-    """Whether a trial of the study was started by a driver of the sweep."""
-    return "trial_id" in trial.user_attrs and trial.state != TrialState.WAITING
+def own_of(trials: Iterable[FrozenTrial], sweep: str | None) -> list[FrozenTrial]:
+    """The trials that a driver of the sweep has started, not those that the user added.
+
+    A copy of another sweep's trial names that one; a copy of an own trial has its `trial_id`.
+
+    Args:
+        trials: Those of the study, in order.
+        sweep: The record's id; None: it is an old one, whose trials name none.
+    """
+    own: dict[str, FrozenTrial] = {}
+    for trial in trials:
+        has_started = "trial_id" in trial.user_attrs and trial.state != TrialState.WAITING
+        if has_started and trial.system_attrs.get(SWEEP) == sweep:
+            own.setdefault(id_of(trial), trial)
+    return list(own.values())
 
 
 def has_ended_in_space(trial: FrozenTrial) -> bool:

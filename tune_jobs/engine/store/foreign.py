@@ -53,6 +53,8 @@ def name_of(source: Source) -> str:
             "warm_start must be a Study, or the path, URL or name of one, got "
             f"{type(source).__name__}; for a storage give its URL, or optuna.load_study(...)."
         )
+    if not str(source):
+        raise SettingsError("warm_start must be the path, URL or name of a study, got ''.")
     return without_password(str(source))
 
 
@@ -125,6 +127,10 @@ def _open(where: str, goal: Goal) -> AbstractContextManager[BaseStorage]:
 def _check_sweep(folder: str, goal: Goal) -> None:
     try:
         manifest = Manifest.read(folder)
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"warm_start: {folder} is no sweep: it has no {MANIFEST_FILE}."
+        ) from error
     except (OSError, SettingsError) as error:
         raise SettingsError(f"warm_start: no sweep can be read at {folder}: {error}") from error
     if (manifest.metric, manifest.mode) != (goal.metric, goal.mode):
@@ -152,6 +158,8 @@ def _opened_file(file: Path) -> Iterator[BaseStorage]:
     Optuna creates a file that is missing, and tables in one that has none; SQLite leaves files
     beside one that it has read.
     """
+    if not file.exists():
+        raise SettingsError(f"warm_start: there is no file {file}.")
     with file.open("rb") as stream:
         head = stream.read(len(SQLITE_HEAD))
     if head != SQLITE_HEAD:
@@ -202,7 +210,9 @@ def _opened_database(url: str) -> Iterator[BaseStorage]:
 
 def _file_of(database: str | None) -> Path:
     """The file of a SQLite URL, which may have the form `file:x.db?mode=ro`."""
-    return Path((database or "").removeprefix("file:").partition("?")[0])
+    if not database:
+        raise SettingsError("warm_start: sqlite:// names no file, as sqlite:///x.db does.")
+    return Path(database.removeprefix("file:").partition("?")[0])
 
 
 @contextmanager

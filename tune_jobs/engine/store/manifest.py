@@ -28,6 +28,7 @@ __all__ = ["FORMAT", "Manifest", "recorded_settings", "spell_distribution"]
 FORMAT = 2
 DEFINE_BY_RUN = "(define-by-run)"
 OWN = "the engine's own"
+UNNAMED = "study no-name-"
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -147,7 +148,7 @@ class Manifest:
         yield from self._differences_of_space(now)
         if self.scheduler != now.scheduler:
             yield f"its scheduler is {self.scheduler or OWN}, not {now.scheduler or OWN}"
-        if self._other_study != now._other_study:
+        if not self._may_learn_from(now._other_study):
             yield f"its warm_start is {self._other_study}, not {now._other_study}"
         for known in dataclasses.fields(settings):
             if known.name == "warm_start":
@@ -163,6 +164,13 @@ class Manifest:
     def _other_study(self) -> str | None:
         """What it learns from, wherever that was given."""
         return self.warm_start or self.settings.get("warm_start") or None
+
+    def _may_learn_from(self, given: str | None) -> bool:
+        """Whether a resume may give this study; it is not read again. Optuna gives a study without
+        a name another one in each process."""
+        known = self._other_study
+        are_unnamed = all((name or "").startswith(UNNAMED) for name in (known, given))
+        return given is None or given == known or are_unnamed
 
     def _differences_of_space(self, now: "Manifest") -> Iterator[str]:
         """Of a define-by-run function, what it asks for is compared, by `check_asked`."""

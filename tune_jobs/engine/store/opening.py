@@ -60,7 +60,7 @@ class Request(NamedTuple):
     goal: Goal
     space: SearchSpace
     scheduler: str | None = None
-    enqueue: Sequence[Mapping[str, Any]] = ()
+    enqueue: Sequence[Mapping[str, Any]] | None = None
     warm_start: Source | None = None
 
     @property
@@ -71,12 +71,12 @@ class Request(NamedTuple):
             SettingsError: It is given twice.
         """
         known, given = self.settings.warm_start, self.warm_start
-        if known and given is not None:
+        if known is not None and given is not None:
             raise SettingsError(
                 f"warm_start is given twice: {name_of(known)} in the settings, and "
                 f"{name_of(given)} to run_sweep; give one."
             )
-        return known or given
+        return given if known is None else known
 
 
 @dataclass
@@ -249,7 +249,8 @@ def _reopen(
 def _configs_of(request: Request) -> list[dict[str, Any]]:
     file, space = request.settings.enqueue, request.space
     of_file = read_configs(file, space) if file else []
-    return of_file + check_configs(request.enqueue, space)
+    given = () if request.enqueue is None else request.enqueue
+    return of_file + check_configs(given, space)
 
 
 def _read_manifest(folder: SweepFolder) -> Manifest:

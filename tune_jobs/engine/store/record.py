@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
+from uuid import uuid4
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_jobs.engine.core.errors import RecordError
@@ -25,10 +27,11 @@ from tune_jobs.engine.store.entries import (
     PROMOTED,
     RESULT,
     RETURNED,
+    SWEEP,
     decision_of,
     duration_of,
     id_of,
-    is_own,
+    own_of,
     results_of,
     to_entry,
 )
@@ -54,7 +57,8 @@ class Record:
     from which it was promoted; and its outcome. An epoch that is trained again replaces what was
     there.
 
-    A trial that has no `trial_id` is foreign: the user has added it to the study, or asked for it.
+    A trial that no driver of this sweep has started is foreign: the user has added it to the study,
+    or asked for it.
 
     Every entry is appended and flushed to disk before the call returns.
 
@@ -79,6 +83,7 @@ class Record:
         self._storage = storage
         self._running_since: dict[str, float] = {}  # the last report, start or resumption
         self._study_id = storage.get_study_id_from_name(name)
+        self._sweep: str | None = self.kept().get(SWEEP)
         own = self.started()
         self._ids = {id_of(trial): self._optuna_id(trial.number) for trial in own}
         self._waiting = deque(t for t in self.trials() if t.state == TrialState.WAITING)
@@ -93,7 +98,8 @@ class Record:
         (folder / STUDY_FILE).unlink(missing_ok=True)
         remove_locks(folder)
         storage = study_storage(folder)
-        optuna.create_study(storage=storage, study_name=name, direction=goal.direction)
+        study_id = storage.create_new_study([StudyDirection[goal.direction.upper()]], name)
+        storage.set_study_system_attr(study_id, SWEEP, uuid4().hex)
         return cls(folder, storage, name, lost)
 
     @classmethod
@@ -132,7 +138,7 @@ class Record:
     @property
     def num_retries(self) -> int:
         """Trials that run a failed one again; they do not count against `num_trials`."""
-        return sum("failed_trial" in trial.system_attrs for trial in self.trials())
+        return sum("failed_trial" in trial.system_attrs for trial in self.own())
 
     def trials(self) -> list[FrozenTrial]:
         """All trials in the order of their numbers; not to be changed."""
@@ -140,7 +146,11 @@ class Record:
 
     def started(self) -> list[FrozenTrial]:
         """The sweep's own trials that have started; others wait in the queue."""
-        return [trial for trial in self.trials() if is_own(trial)]
+        return own_of(self.trials(), self._sweep)
+
+    def own(self) -> list[FrozenTrial]:
+        """The sweep's own trials, those that wait last."""
+        return [*self.started(), *self._waiting]
 
     def running(self) -> list[FrozenTrial]:
         """The sweep's own trials that have started and not ended; they run or are paused."""
@@ -148,8 +158,8 @@ class Record:
 
     def foreign(self) -> list[FrozenTrial]:
         """The trials that the user has added to the study, or asked for."""
-        waiting = TrialState.WAITING
-        return [t for t in self.trials() if not is_own(t) and t.state != waiting]
+        own, waiting = {trial.number for trial in self.started()}, TrialState.WAITING
+        return [t for t in self.trials() if t.number not in own and t.state != waiting]
 
     def trial(self, trial_id: str) -> FrozenTrial:
         """The trial with Tune's id."""
@@ -189,11 +199,11 @@ class Record:
         Returns:
             Its number.
         """
-        attrs = {**asked.system_attrs, CONFIG_ATTR: pack_config(suggested)}
+        attrs = {**asked.system_attrs, CONFIG_ATTR: pack_config(suggested), SWEEP: self._sweep}
         if ended is not None:
             attrs |= {OUTCOME_ATTR: ended.to_entry(), ENDED_IN_SPACE: True}
-        user_attrs = {name: to_json(note) for name, note in asked.user_attrs.items()}
-        user_attrs["trial_id"] = trial_id
+        notes = {name: to_json(note) for name, note in asked.user_attrs.items()}
+        user_attrs = {**notes, "trial_id": trial_id}
         with self._writing():
             if self._waiting:
                 number = self._waiting[0].number
@@ -201,12 +211,9 @@ class Record:
                 self._waiting.popleft()
             else:
                 template = create_trial(
-                    state=TrialState.RUNNING,
-                    params=asked.params,
-                    distributions=asked.distributions,
-                    user_attrs=user_attrs,
-                    system_attrs=attrs,
-                )
+                    state=TrialState.RUNNING, params=asked.params,
+                    distributions=asked.distributions, user_attrs=user_attrs, system_attrs=attrs,
+                )  # fmt: skip
                 optuna_id = self._storage.create_new_trial(self._study_id, template)
                 number = self._storage.get_trial_number_from_id(optuna_id)
                 self.num_trials += 1
@@ -339,11 +346,7 @@ class Record:
         return self._storage.get_study_system_attrs(self._study_id)
 
     def repair_curves(self, metric: str) -> None:
-        """Repair the learning curves of running trials.
-
-        If the driver died between the two writes, a result was recorded but its intermediate value
-        was not.
-        """
+        """Repair the curves of running trials, if the driver died between result and score."""
         for trial in self.running():
             for epoch, result in results_of(trial).items():
                 score = float(result[metric])
@@ -369,11 +372,7 @@ class Record:
             self._enter(trial_id, LAST_EPOCH_ATTR, epoch if is_behind else None)
 
     def _start_waiting(
-        self,
-        number: int,
-        asked: FrozenTrial,
-        user_attrs: Mapping[str, Any],
-        attrs: Mapping[str, Any],
+        self, number: int, asked: FrozenTrial, user_attrs: dict[str, Any], attrs: dict[str, Any]
     ) -> None:
         optuna_id = self._optuna_id(number)
         for name, distribution in asked.distributions.items():

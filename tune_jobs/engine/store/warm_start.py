@@ -86,7 +86,7 @@ def enqueue(record: Record, configs: Iterable[dict[str, Any]]) -> int:
     Returns:
         How many are new.
     """
-    known = [trial.system_attrs.get("fixed_params") for trial in record.trials()]
+    known = [trial.system_attrs.get("fixed_params") for trial in record.own()]
     num_known = len(known)
     for config in configs:
         if config not in known:
@@ -104,7 +104,7 @@ def retry_failed(record: Record) -> int:
     Returns:
         How many were added.
     """
-    trials = record.trials()
+    trials = record.own()
     retried = {trial.system_attrs.get("retry_of") for trial in trials}
     failed = [trial for trial in trials if has_failed(trial) and trial.number not in retried]
     for trial in failed:
