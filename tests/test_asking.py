@@ -107,6 +107,20 @@ def test_function_choices_are_anything(tmp_path: Path) -> None:
     assert len(again.configs) == 2
 
 
+def test_function_params_are_values(tmp_path: Path) -> None:
+    """Also of a name that is asked for twice."""
+
+    def space(trial: optuna.Trial) -> dict[str, Any]:
+        first = trial.suggest_categorical("layers", [[64], [32]])
+        first.append(3)
+        assert trial.params["layers"] in ([64], [32])
+        assert trial.suggest_categorical("layers", [[64], [32]]) == trial.params["layers"]
+        return trial.params
+
+    ran = Ran(tmp_path, space, 2, queue=[{"layers": [64]}])
+    assert [config["layers"] for config in ran.configs] == [[64], [32]]
+
+
 def test_function_pruned_is_no_failure(tmp_path: Path) -> None:
     def space(trial: optuna.Trial) -> None:
         suggest_x(trial)

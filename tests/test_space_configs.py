@@ -14,6 +14,7 @@ from tune_jobs.engine.core.space import convert_space
 ENCODED: dict[str, Any] = {
     "lr": tune.loguniform(1e-4, 1),
     "depth": tune.qlograndint(8, 64, 8),
+    "rate": tune.qloguniform(0.2, 0.8, 0.2),
     "kernel": tune.choice([(3, 3), (5, 5)]),
     "flag": tune.choice([True, 1]),
     "model": {"act": tune.choice([None, "relu"]), "sizes": {1: [2]}, "name": "mlp"},
@@ -26,6 +27,7 @@ ENCODED: dict[str, Any] = {
         ({"lr": 0.5}, {"lr": 0.5}),
         ({"lr": 1}, {"lr": 1.0}),
         ({"lr": np.float32(0.5), "depth": 16.0}, {"lr": 0.5, "depth": 16}),
+        ({"depth": 12, "rate": 0.5}, {"depth": 12, "rate": 0.5}),
         ({"kernel": (3, 3)}, {"kernel": "[3, 3]"}),
         ({"kernel": [5, 5]}, {"kernel": "[5, 5]"}),
         ({"kernel": "[5, 5]"}, {"kernel": "[5, 5]"}),
@@ -46,13 +48,14 @@ def test_space_encodes_config(config: dict[str, Any], params: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"rate": 1}, "has 'rate'; the space has lr, depth, kernel, flag, model/act, model/sizes"),
+        ({"b": 1}, "has 'b'; the space has lr, depth, rate, kernel, flag, model/act"),
         ({"model": {"depth": 1}}, "has 'model/depth'; the space has"),
         ({"lr": 5}, "has lr = 5, which is not in the space: FloatDistribution"),
         ({"lr": None}, "has lr = None, which is not in the space"),
         ({"lr": True}, "has lr = True, which is not in the space"),
         ({"lr": math.nan}, "has lr = nan, which is not in the space"),
-        ({"depth": 12}, "has depth = 12, which is not in the space"),
+        ({"depth": 72}, "has depth = 72, which is not in the space: the multiples of 8 fr"),
+        ({"depth": 12.5}, "has depth = 12.5, which is not in the space"),
         ({"depth": "many"}, "has depth = 'many', which is not in the space"),
         ({"kernel": [3, 5]}, "has kernel = [3, 5], which is not in the space: Categorical"),
         ({"model": {"name": "cnn"}}, "has model/name = 'cnn', which is not in the space: 'mlp'"),
@@ -76,3 +79,4 @@ def test_space_config_round_trip() -> None:
         config = space.config(space.decode(params))
         for known in (config, readable(config)):
             assert space.decode(space.encode(known)) == space.decode(params)
+        assert space.encode(params) == params

@@ -33,7 +33,8 @@ class SpaceTrial(optuna.Trial):
     """The trial that a define-by-run function is given.
 
     - Its number is that of the record; a view that has trials of another sweep counts otherwise.
-    - Choices may be anything; the study holds labels, as of a dict of domains.
+    - Choices may be anything; the study holds labels, as of a dict of domains. `params` are the
+      values that were suggested.
     - A value of the queue that is not in the domain raises, and is not used with a warning.
 
     Args:
@@ -58,6 +59,15 @@ class SpaceTrial(optuna.Trial):
     @property
     def number(self) -> int:
         return self._number_in_record
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {name: copied(value) for name, value in self.values.items()}
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """What the study holds, by name."""
+        return super().params
 
     def suggest_float(
         self,
@@ -109,7 +119,7 @@ class SpaceTrial(optuna.Trial):
         except ValueError:
             raise ValueError(
                 f"the config in the queue has {name} = {self._given[name]!r}, which is not in the "
-                f"space: {parameter.distribution}"
+                f"space: {parameter.text}"
             ) from None
 
     def _check_others(self, name: str, asked: BaseDistribution) -> None:

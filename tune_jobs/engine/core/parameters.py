@@ -53,6 +53,11 @@ class Parameter(ABC):
         """
 
     @property
+    def text(self) -> str:
+        """The domain in words, for messages."""
+        return str(self.distribution)
+
+    @property
     @abstractmethod
     def values(self) -> Sequence[Any] | None:
         """The different values of a config; None: infinitely many."""
@@ -133,10 +138,11 @@ class Number(Parameter):
     def encode(self, value: Any) -> Any:
         number = _number(value)
         domain = self.distribution
-        known: Any = self.grid or self.values
+        # Beside a grid, the study holds numbers that are not rounded, and a queue may give them.
+        known = self._drawn
         is_outside = number is None or not domain.low <= number <= domain.high
         if number is None or is_outside or (known is not None and _find(known, number) is None):
-            raise ValueError(f"{value!r} is not in {self._text()}")
+            raise ValueError(f"{value!r} is not in {self.text}")
         if isinstance(domain, IntDistribution):
             return round(number)
         if domain.step is None:
@@ -146,9 +152,12 @@ class Number(Parameter):
 
     @cached_property
     def _values(self) -> Sequence[Any] | None:
+        return self._drawn if self.grid is None else self.grid
+
+    @cached_property
+    def _drawn(self) -> Sequence[Any] | None:
+        """The different values that the study may hold; None: infinitely many."""
         domain = self.distribution
-        if self.grid is not None:
-            return self.grid
         if isinstance(domain, IntDistribution):
             return range(domain.low, domain.high + 1, domain.step)
         if domain.step is not None:
@@ -168,9 +177,12 @@ class Number(Parameter):
         values: Any = self.values
         return self.encode(values[index])
 
-    def _text(self) -> str:
-        steps = "" if self.grid is None else f"the multiples of {self.grid.step:g} in "
-        return f"{steps}{self.distribution}"
+    @property
+    def text(self) -> str:
+        grid = self.grid
+        if grid is None:
+            return super().text
+        return f"the multiples of {grid.step:g} from {grid[0]:g} to {grid[len(grid) - 1]:g}"
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class SearchSpace:
         try:
             return self.parameters[name].encode(value)
         except ValueError as error:
-            domain = self.parameters[name].distribution
+            domain = self.parameters[name].text
             raise ValueError(
                 f"has {name} = {value!r}, which is not in the space: {domain}"
             ) from error

@@ -204,7 +204,7 @@ class DefineAsker(Asker):
         study.add_trials([_complete(trial) for trial in self._trials])
         trial = SpaceTrial(study.ask(), number, {})
         suggested = run_space(self._define, trial, seeds)
-        return None if self._is_tried(_sendable(suggested), trial) else trial.params
+        return None if self._is_tried(_sendable(suggested), trial) else trial.held
 
 
 def _sendable(suggested: Suggested) -> Suggested:

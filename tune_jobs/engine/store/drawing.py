@@ -63,7 +63,7 @@ def _draw(define: DefineByRun, given: Mapping[str, Any], study: optuna.Study, nu
     trial = SpaceTrial(study.ask(), number, given)
     suggested = run_space(define, trial, [number])
     constants = {n: v for n, v in suggested.config.items() if n not in trial.values}
-    held = {name: value for name, value in trial.params.items() if name in trial.values}
+    held = {name: value for name, value in trial.held.items() if name in trial.values}
     return Drawn(dict(trial.asked), held, constants, suggested.outcome is None)
 
 
