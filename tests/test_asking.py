@@ -121,6 +121,31 @@ def test_function_params_are_values(tmp_path: Path) -> None:
     assert [config["layers"] for config in ran.configs] == [[64], [32]]
 
 
+def layered(trial: optuna.Trial) -> dict[str, Any]:
+    trial.suggest_categorical("layers", [[64], [32]])
+    return {"b": 16}
+
+
+def test_constraints_given_config(tmp_path: Path) -> None:
+    """The values of the config, where the study holds labels and numbers off the grid."""
+    domains = {"layers": tune.choice([[64], [32]]), "b": tune.qlograndint(8, 64, 8)}
+    for name, space in {"dict": {"m": domains}, "function": layered}.items():
+        (tmp_path / name).mkdir()
+        seen: list[Any] = []
+
+        def violations(trial: FrozenTrial, seen: list[Any] = seen) -> list[float]:
+            seen.append(trial.user_attrs["config"])
+            return [0.0]
+
+        with pytest.warns(FutureWarning):
+            sampler = optuna.samplers.TPESampler(constraints_func=violations)
+        ran = Ran(tmp_path / name, space, 3, sampler=sampler)
+        prefix = "m/" if name == "dict" else ""
+        given = [config.get("m", config) for config in ran.configs]
+        assert seen == [{f"{prefix}{key}": v for key, v in config.items()} for config in given]
+        assert all("config" not in trial.user_attrs for trial in ran.driven.trials)
+
+
 def test_function_pruned_is_no_failure(tmp_path: Path) -> None:
     def space(trial: optuna.Trial) -> None:
         suggest_x(trial)
