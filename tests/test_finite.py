@@ -1,5 +1,6 @@
 """Finite spaces, in which no config is tried twice, and grids."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,26 @@ def test_finite_space_each_config_once(
     assert len(set(configs)) == len(configs) == size
     again.run()
     assert again.is_exhausted
+
+
+def test_finite_space_returned_not_compared(tmp_path: Path) -> None:
+    """Nor how a choice is pickled: in another process a class is another one."""
+
+    def nets(trial: optuna.Trial) -> dict[str, Any]:
+        made = type("Net", (), {"made": random.random()})
+        trial.suggest_categorical("net", [made, {"a"}, None])
+        return {"out": trial.number}
+
+    def numbers(trial: optuna.Trial) -> dict[str, Any]:
+        return {"k": trial.suggest_categorical("k", [(1,), (2,)]), "out": trial.number}
+
+    for size, space in ((2, numbers), (3, nets)):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        assert len(Ran(folder, space, 1).configs) == 1
+        again = Ran(folder, space, size)
+        assert len(again.configs) == size - 1
+        assert again.is_exhausted
 
 
 def test_finite_space_draws_do_not_depend_on_time(tmp_path: Path) -> None:
