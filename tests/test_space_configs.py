@@ -1,6 +1,10 @@
 """Configs as users give them, and what the study holds for them."""
 
+import functools
 import math
+import types
+from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,6 +12,8 @@ import optuna
 import pytest
 from ray import tune
 
+from tune_jobs.engine.core.domains import forgotten_in, has_domain
+from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import convert_space
 
@@ -80,3 +86,53 @@ def test_space_config_round_trip() -> None:
         for known in (config, readable(config)):
             assert space.decode(space.encode(known)) == space.decode(params)
         assert space.encode(params) == params
+
+
+@dataclass
+class Optimizer:
+    lr: Any
+    name: str = "sgd"
+
+
+class Plain:
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.itself = [inner], self
+
+
+RATE = tune.uniform(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (Optimizer(RATE), 'Optimizer(lr=trial.suggest_float("m_lr", 0, 1), name="sgd")'),
+        ({"a": Optimizer(RATE)}, "'m/a' has tune.uniform(0, 1) inside a Optimizer"),
+        (tune.choice([Optimizer(RATE)]), "'m' has tune.uniform(0, 1) inside a choice"),
+        (Plain({"x": RATE}), "'m' has tune.uniform(0, 1) inside a Plain, where it cannot"),
+        (functools.partial(max, RATE), 'partial(max, trial.suggest_float("m_1", 0, 1))'),
+        (functools.partial(dict, lr=RATE), 'partial(dict, lr=trial.suggest_float("m_lr", 0'),
+        (deque([1, RATE]), 'deque([1, trial.suggest_float("m_1", 0, 1)])'),
+        (types.MappingProxyType({"x": RATE}), "'m' has tune.uniform(0, 1) inside a mapp"),
+        (
+            tune.choice,
+            "'m' has a function of Tune that is not called; write tune.choice(categories)",
+        ),
+        ({"a": [tune.uniform]}, "write tune.uniform(lower, upper)."),
+        (functools.partial(tune.uniform, 0), "write tune.uniform(lower, upper)."),
+    ],
+)
+def test_space_domain_within_object(value: Any, message: str) -> None:
+    """It would be passed on as it is, and not searched."""
+    with pytest.raises(SettingsError) as caught:
+        convert_space({"x": tune.uniform(0, 1), "m": value})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [types.SimpleNamespace(a=[1]), [0.5] * 10**6, optuna.distributions, tune.TuneConfig(), Plain],
+    ids=lambda value: type(value).__name__,
+)
+def test_space_object_without_domain(value: Any) -> None:
+    assert not has_domain(value)
+    assert forgotten_in(value) is None

@@ -16,7 +16,7 @@ from optuna.distributions import (
     check_distribution_compatibility,
 )
 
-from tune_jobs.engine.core.domains import domains_in, spell
+from tune_jobs.engine.core.domains import domains_in, forgotten_in, spell
 from tune_jobs.engine.core.internals import give
 from tune_jobs.engine.core.outcome import Kind, Outcome
 from tune_jobs.engine.core.parameters import Choice, Number, Parameter, copied
@@ -192,6 +192,11 @@ def _checked(returned: Any) -> dict[str, Any]:
         if (found := next(domains_in(value), None)) is not None:
             raise TypeError(
                 f"the space returned {spell(found)} as {key!r}; suggest it with trial.suggest_..."
+            )
+        if (called := forgotten_in(value)) is not None:
+            raise TypeError(
+                f"the space returned a function of Tune as {key!r}, {called}; suggest it with "
+                "trial.suggest_..."
             )
     return {key: copied(value) for key, value in returned.items()}
 
