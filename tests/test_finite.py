@@ -107,6 +107,19 @@ def test_partly_finite_function(tmp_path: Path) -> None:
     assert len(configs) == 12
 
 
+def test_huge_number_in_space(tmp_path: Path) -> None:
+    """More than `len` can count, and than a machine's integer holds."""
+
+    def function(trial: optuna.Trial) -> None:
+        trial.suggest_int("a", 0, 2**70)
+
+    for name, space in {"dict": {"a": tune.randint(0, 2**70)}, "function": function}.items():
+        (tmp_path / name).mkdir()
+        ran = Ran(tmp_path / name, space, 3)
+        assert not ran.failures
+        assert len({config["a"] for config in ran.configs}) == 3
+
+
 def test_huge_finite_space(tmp_path: Path) -> None:
     space = {"a": tune.randint(0, 10**9), "b": tune.choice(range(1000))}
     assert len(Ran(tmp_path, space, 3).configs) == 3

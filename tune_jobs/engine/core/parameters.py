@@ -1,6 +1,7 @@
 """What a search space holds for one name: `Parameter`, a number or a choice."""
 
 import copy
+import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -169,6 +170,13 @@ class Number(Parameter):
     def values(self) -> Sequence[Any] | None:
         return self._values
 
+    @property
+    def size(self) -> int | None:
+        values = self.values
+        if isinstance(values, range):  # which may be longer than `len` can say
+            return (values.stop - values.start - 1) // values.step + 1
+        return super().size
+
     def index(self, held: Any) -> int:
         values: Any = self.values
         return int(values.index(held) if isinstance(values, range) else values.nearest(held))
@@ -265,8 +273,10 @@ def send(value: Any) -> None:
     """Do what Ray does to a config that it sends to a trial; it would end the sweep if it failed.
 
     Raises:
-        Exception: The value cannot be copied, or not be pickled.
+        Exception: The value cannot be copied, pickled, shown, or written as JSON without those keys
+            that JSON has not: it holds itself, an integer is huge, or its `__repr__` raises.
     """
+    json.dumps(value, default=repr, skipkeys=True)
     cloudpickle.dumps(copy.deepcopy(value))
 
 
