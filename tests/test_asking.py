@@ -289,6 +289,20 @@ def test_sampler_error_fails_trial(space: Space, sampler: Any, tmp_path: Path) -
     assert ran.failures == ["RuntimeError: no draw"] * 3
 
 
+def test_queue_config_in_dynamic_range(tmp_path: Path) -> None:
+    """What the config leaves out is drawn until its values fit."""
+
+    def space(trial: optuna.Trial) -> None:
+        layers = trial.suggest_int("layers", 1, 3)
+        trial.suggest_int("width", 1, 10 * layers)
+
+    ran = Ran(tmp_path, space, 7, queue=[{"width": 29}] * 4 + [{"width": 31}])
+    assert ran.configs[:4] == [{"layers": 3, "width": 29}] * 4
+    (failure,) = ran.failures
+    assert "has width = 31, which is not in the space: Int" in failure
+    assert len({trial.number for trial in ran.driven.trials}) == 7
+
+
 @pytest.mark.parametrize(
     ("space", "params", "message"),
     [

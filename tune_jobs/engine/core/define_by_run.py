@@ -46,13 +46,14 @@ class SpaceTrial(optuna.Trial):
         asked: What it was asked for, by name.
         values: What it gave, by name.
         has_sampler_failed: Whether the sampler raised.
+        is_misfit: Whether a value that it was given was not in the domain.
     """
 
     def __init__(self, trial: optuna.Trial, number: int, given: Mapping[str, Any]) -> None:
         vars(self).update(vars(trial))  # asked by Optuna already
         self.asked: dict[str, BaseDistribution] = {}
         self.values: dict[str, Any] = {}
-        self.has_sampler_failed = False
+        self.has_sampler_failed = self.is_misfit = False
         self._given = given
         self._number_in_record = number
 
@@ -117,6 +118,7 @@ class SpaceTrial(optuna.Trial):
         try:
             return parameter.encode(self._given[name])
         except ValueError:
+            self.is_misfit = True
             raise ValueError(
                 f"the config in the queue has {name} = {self._given[name]!r}, which is not in the "
                 f"space: {parameter.text}"

@@ -165,8 +165,14 @@ class DefineAsker(Asker):
         return None if untried is None else self._ask(number, ATTEMPTS, untried)[0]
 
     def ask_waiting(self, number: int, waiting: FrozenTrial) -> Suggested:
+        """As above; what the config leaves out is drawn until its values fit what is drawn."""
         fixed = waiting.system_attrs.get("fixed_params", {})
-        return self._ask(number, 0, fixed, waiting)[0]
+        for attempt in range(ATTEMPTS):
+            suggested, trial = self._ask(number, attempt, fixed, waiting)
+            if trial is None or not trial.is_misfit or trial.held.keys() <= fixed.keys():
+                return suggested
+            self._view.discard()
+        return self._ask(number, ATTEMPTS, fixed, waiting)[0]
 
     def _ask(
         self,
