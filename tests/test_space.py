@@ -295,7 +295,7 @@ def test_space_notes() -> None:
 SAMPLED = """
     def space(trial):
         a = trial.suggest_int("a", 5, 9)
-        return {"m": {"b": draw({"a": a})}}"""
+        return {"m": {"b": 2}}"""
 IN_LIST = """
     def space(trial):
         layers = [trial.suggest_int("layers_0", 8, 63), 3]

@@ -136,3 +136,57 @@ def test_space_domain_within_object(value: Any, message: str) -> None:
 def test_space_object_without_domain(value: Any) -> None:
     assert not has_domain(value)
     assert forgotten_in(value) is None
+
+
+def of_spec(spec: Any) -> Any:
+    return spec["y"]
+
+
+def of_nothing(spec: Any) -> float:
+    return 0.5
+
+
+@pytest.mark.parametrize(
+    ("sampled", "lines"),
+    [
+        (
+            tune.sample_from(lambda spec: spec.config.y * 2),
+            ['y = trial.suggest_float("y", 0, 1)', 'return {"x": y * 2}'],
+        ),
+        (
+            tune.sample_from(lambda config: [config["m"]["z"], 1]),
+            ['z = trial.suggest_int("z", 1, 3)', 'return {"x": [z, 1]}'],
+        ),
+        (
+            tune.sample_from(lambda _: math.sqrt(2)),
+            ['y = trial.suggest_float("y", 0, 1)', 'return {"x": math.sqrt(2)}'],
+        ),
+        (
+            tune.sample_from(of_nothing),
+            ['y = trial.suggest_float("y", 0, 1)', 'return {"x": of_nothing(None)}'],
+        ),
+        (
+            tune.sample_from(of_spec),
+            [
+                'y = trial.suggest_float("y", 0, 1)',
+                "x = 2 * y  # in place of what the function does",
+                'return {"x": x}',
+            ],
+        ),
+        (
+            tune.sample_from(functools.partial(of_spec)),
+            [
+                'y = trial.suggest_float("y", 0, 1)',
+                "x = 2 * y  # in place of what the function does",
+                'return {"x": x}',
+            ],
+        ),
+    ],
+)
+def test_space_sample_from_shown(sampled: Any, lines: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        convert_space({"x": sampled, "y": tune.uniform(0, 1), "m": {"z": tune.randint(1, 4)}})
+    assert str(caught.value).splitlines()[1:] == [
+        "    def space(trial):",
+        *(f"        {line}" for line in lines),
+    ]

@@ -11,7 +11,8 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from ray.tune.search import sample
 
 from tune_jobs.engine.core.domains import fields_of, grid_values, has_domain, is_domain, rule_of
-from tune_jobs.engine.core.readable import label, readable
+from tune_jobs.engine.core.readable import readable
+from tune_jobs.engine.core.sampled import body_of
 
 __all__ = ["suggest_instead", "suggest_sampled"]
 
@@ -44,20 +45,23 @@ def suggest_sampled(name: str, domain: Any, others: dict[str, Any]) -> str:
         domain: What `tune.sample_from` returned.
         others: The other domains of the space, by flat name.
     """
-    fits = (n for n, o in others.items() if is_domain(o) and not isinstance(o, sample.Function))
-    other = next(fits, None)
-    known = "x" if other is None else _variable(other)
-    first = f"{known} = {_code(others.get(other or '', sample.uniform(0, 1)), known)}"
-    called = label(domain.func).rpartition(".")[2]
-    given = f'{{"{known}": {known}}}' if domain.pass_config else ""
-    function = called if called.isidentifier() else "draw"
-    return _function(first, name, f"{function}({given})")
+    known = {n: o for n, o in others.items() if is_domain(o) and not isinstance(o, sample.Function)}
+    plain = [n for n in known if n.rpartition("/")[2].isidentifier()]
+    body, read = body_of(domain.func, plain) or (None, [])
+    shown = list(dict.fromkeys(read)) or list(known)[:1]
+    lines = [f"{_variable(n)} = {_code(known[n], _variable(n))}" for n in shown]
+    if body is None:
+        body = _variable(name)
+        other = f"2 * {_variable(shown[0])}" if shown else f'trial.suggest_float("{body}", 0, 1)'
+        lines.append(f"{body} = {other}  # in place of what the function does")
+    return _function("\n        ".join(lines), name, body)
 
 
 def _function(line: str, name: str, value: str) -> str:
     for part in reversed(name.split("/")):
         value = f'{{"{part}": {value}}}'
-    return f"    def space(trial):\n        {line}\n        return {value}"
+    lines = f"{line}\n        " if line else ""
+    return f"    def space(trial):\n        {lines}return {value}"
 
 
 def _variable(name: str) -> str:
