@@ -96,12 +96,15 @@ def test_function_user_attributes(tmp_path: Path) -> None:
 def test_function_choices_are_anything(tmp_path: Path) -> None:
     def space(trial: optuna.Trial) -> None:
         suggest_x(trial)
+        trial.suggest_categorical("act", {"relu", "tanh", "elu"})  # type: ignore[arg-type]
         kernel = trial.suggest_categorical("kernel", [(3, 3), (5, 5)])
         assert kernel in [(3, 3), (5, 5)]
 
     ran = Ran(tmp_path, space, 4, queue=[{"kernel": [5, 5]}, {"kernel": "[3, 3]"}])
     assert [config["kernel"] for config in ran.configs[:2]] == [(5, 5), (3, 3)]
     assert ran.driven.trials[0].params["kernel"] == "[5, 5]"
+    act = ran.driven.trials[0].distributions["act"]
+    assert act == optuna.distributions.CategoricalDistribution(["elu", "relu", "tanh"])
     again = Ran(tmp_path, space, 2)  # reopened
     assert not again.failures
     assert len(again.configs) == 2

@@ -22,7 +22,7 @@ from ray.tune.search import sample
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.parameters import Choice, Grid, Number, Parameter
-from tune_jobs.engine.core.readable import readable
+from tune_jobs.engine.core.readable import ordered, readable
 
 __all__ = [
     "convert_domain",
@@ -182,7 +182,7 @@ def _choices(domain: Any) -> Iterable[Any]:
 
 def _listed(name: str, kind: str, values: Any) -> list[Any]:
     is_listed = isinstance(values, Iterable) and not isinstance(values, (str, bytes, dict))
-    listed = list(values) if is_listed else []
+    listed = ordered(values) if is_listed else []
     if not listed:
         raise SettingsError(
             f"{name!r} must have a list of values to choose from, got tune.{kind}({values!r})."

@@ -18,7 +18,7 @@ from optuna.distributions import (
 )
 from ray import cloudpickle
 
-from tune_jobs.engine.core.readable import label, readable, same, unique
+from tune_jobs.engine.core.readable import label, ordered, readable, same, unique
 
 __all__ = ["Choice", "Grid", "Number", "Parameter", "copied", "send"]
 
@@ -209,7 +209,7 @@ class Choice(Parameter):
     @classmethod
     def of(cls, values: Iterable[Any]) -> "Choice":
         """A choice of these values, of which there is at least one."""
-        choices = tuple(values)
+        choices = tuple(ordered(values))
         return cls(CategoricalDistribution(_held(choices)), choices)
 
     def decode(self, held: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["label", "readable", "same", "unique"]
+__all__ = ["label", "ordered", "readable", "same", "unique"]
 
 MOST_ITEMS = 1_000  # of an array that is written out
 DEEPEST = 50
@@ -48,6 +48,13 @@ def label(value: Any) -> str:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{text[:LONGEST_LABEL]}... #{digest}"
+
+
+def ordered(values: Iterable[Any]) -> list[Any]:
+    """The values as a list; those of a set in an order that does not depend on the process."""
+    if not isinstance(values, (set, frozenset)):
+        return list(values)
+    return sorted(values, key=lambda value: _order(readable(value)))
 
 
 def unique(texts: Iterable[str]) -> list[str]:
