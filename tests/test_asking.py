@@ -133,15 +133,57 @@ def test_queue_interrupted_start_goes_on(tmp_path: Path) -> None:
 def test_function_choices_are_anything(tmp_path: Path) -> None:
     def space(trial: optuna.Trial) -> None:
         suggest_x(trial)
+        trial.suggest_categorical("act", {"relu", "tanh", "elu"})  # type: ignore[arg-type]
         kernel = trial.suggest_categorical("kernel", [(3, 3), (5, 5)])
         assert kernel in [(3, 3), (5, 5)]
 
     ran = Ran(tmp_path, space, 4, queue=[{"kernel": [5, 5]}, {"kernel": "[3, 3]"}])
     assert [config["kernel"] for config in ran.configs[:2]] == [(5, 5), (3, 3)]
     assert ran.driven.trials[0].params["kernel"] == "[5, 5]"
+    act = ran.driven.trials[0].distributions["act"]
+    assert act == optuna.distributions.CategoricalDistribution(["elu", "relu", "tanh"])
     again = Ran(tmp_path, space, 2)  # reopened
     assert not again.failures
     assert len(again.configs) == 2
+
+
+def test_function_params_are_values(tmp_path: Path) -> None:
+    """Also of a name that is asked for twice."""
+
+    def space(trial: optuna.Trial) -> dict[str, Any]:
+        first = trial.suggest_categorical("layers", [[64], [32]])
+        first.append(3)
+        assert trial.params["layers"] in ([64], [32])
+        assert trial.suggest_categorical("layers", [[64], [32]]) == trial.params["layers"]
+        return trial.params
+
+    ran = Ran(tmp_path, space, 2, queue=[{"layers": [64]}])
+    assert [config["layers"] for config in ran.configs] == [[64], [32]]
+
+
+def layered(trial: optuna.Trial) -> dict[str, Any]:
+    trial.suggest_categorical("layers", [[64], [32]])
+    return {"b": 16}
+
+
+def test_constraints_given_config(tmp_path: Path) -> None:
+    """The values of the config, where the study holds labels and numbers off the grid."""
+    domains = {"layers": tune.choice([[64], [32]]), "b": tune.qlograndint(8, 64, 8)}
+    for name, space in {"dict": {"m": domains}, "function": layered}.items():
+        (tmp_path / name).mkdir()
+        seen: list[Any] = []
+
+        def violations(trial: FrozenTrial, seen: list[Any] = seen) -> list[float]:
+            seen.append(trial.user_attrs["config"])
+            return [0.0]
+
+        with pytest.warns(FutureWarning):
+            sampler = optuna.samplers.TPESampler(constraints_func=violations)
+        ran = Ran(tmp_path / name, space, 3, sampler=sampler)
+        prefix = "m/" if name == "dict" else ""
+        given = [config.get("m", config) for config in ran.configs]
+        assert seen == [{f"{prefix}{key}": v for key, v in config.items()} for config in given]
+        assert all("config" not in trial.user_attrs for trial in ran.driven.trials)
 
 
 def test_function_pruned_is_no_failure(tmp_path: Path) -> None:
@@ -285,6 +327,20 @@ def few(trial: optuna.Trial) -> dict[str, Any]:
 def test_sampler_error_fails_trial(space: Space, sampler: Any, tmp_path: Path) -> None:
     ran = Ran(tmp_path, space, 3, sampler=sampler())
     assert ran.failures == ["RuntimeError: no draw"] * 3
+
+
+def test_queue_config_in_dynamic_range(tmp_path: Path) -> None:
+    """What the config leaves out is drawn until its values fit."""
+
+    def space(trial: optuna.Trial) -> None:
+        layers = trial.suggest_int("layers", 1, 3)
+        trial.suggest_int("width", 1, 10 * layers)
+
+    ran = Ran(tmp_path, space, 7, queue=[{"width": 29}] * 4 + [{"width": 31}])
+    assert ran.configs[:4] == [{"layers": 3, "width": 29}] * 4
+    (failure,) = ran.failures
+    assert "has width = 31, which is not in the space: Int" in failure
+    assert len({trial.number for trial in ran.driven.trials}) == 7
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,21 @@ def test_check_configs_of_function(config: dict[str, Any], queued: Any) -> None:
         assert json.loads(json.dumps(check_configs([config], SPACE))) == [queued]
 
 
+def test_check_configs_varying_constant() -> None:
+    """A best config may be given whole, though the function returns another number each time."""
+
+    def numbered(trial: optuna.Trial) -> dict[str, Any]:
+        x = trial.suggest_float("x", 0, 1)
+        return {"out": f"run_{trial.number}.txt", "double": {"x": 2 * x}, "same": 1}
+
+    known = convert_space(numbered)
+    config = {"x": 0.5, "out": "run_99.txt", "double": {"x": 1.0}, "same": 1}
+    assert check_configs([config], known) == [{"x": 0.5}]
+    for wrong in ({"same": 2}, {"outs": 1}):
+        with pytest.raises(SettingsError, match=r"; the space has x"):
+            check_configs([{**config, **wrong}], known)
+
+
 def test_draw_stops_at_value_outside() -> None:
     drawn = draw(space, {"layers": (16,)})
     assert (list(drawn.asked), drawn.held, drawn.is_whole) == (["layers"], {}, False)

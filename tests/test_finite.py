@@ -1,5 +1,6 @@
 """Finite spaces, in which no config is tried twice, and grids."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,26 @@ def test_finite_space_each_config_once(
     assert again.is_exhausted
 
 
+def test_finite_space_returned_not_compared(tmp_path: Path) -> None:
+    """Nor how a choice is pickled: in another process a class is another one."""
+
+    def nets(trial: optuna.Trial) -> dict[str, Any]:
+        made = type("Net", (), {"made": random.random()})
+        trial.suggest_categorical("net", [made, {"a"}, None])
+        return {"out": trial.number}
+
+    def numbers(trial: optuna.Trial) -> dict[str, Any]:
+        return {"k": trial.suggest_categorical("k", [(1,), (2,)]), "out": trial.number}
+
+    for size, space in ((2, numbers), (3, nets)):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        assert len(Ran(folder, space, 1).configs) == 1
+        again = Ran(folder, space, size)
+        assert len(again.configs) == size - 1
+        assert again.is_exhausted
+
+
 def test_finite_space_draws_do_not_depend_on_time(tmp_path: Path) -> None:
     """A sweep that was killed after each trial tries the same configs."""
     (tmp_path / "whole").mkdir()
@@ -84,6 +105,19 @@ def test_partly_finite_function(tmp_path: Path) -> None:
     configs = Ran(tmp_path, space, 12).configs
     assert sum(config["kind"] == "a" for config in configs) <= 1
     assert len(configs) == 12
+
+
+def test_huge_number_in_space(tmp_path: Path) -> None:
+    """More than `len` can count, and than a machine's integer holds."""
+
+    def function(trial: optuna.Trial) -> None:
+        trial.suggest_int("a", 0, 2**70)
+
+    for name, space in {"dict": {"a": tune.randint(0, 2**70)}, "function": function}.items():
+        (tmp_path / name).mkdir()
+        ran = Ran(tmp_path / name, space, 3)
+        assert not ran.failures
+        assert len({config["a"] for config in ran.configs}) == 3
 
 
 def test_huge_finite_space(tmp_path: Path) -> None:

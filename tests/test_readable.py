@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tune_jobs.engine.core.readable import label, quoted, readable, same, unique
+from tune_jobs.engine.core.readable import label, ordered, quoted, readable, same, unique
 
 
 class Color(Enum):
@@ -157,3 +157,17 @@ def test_same_values_and_types(one: Any, other: Any, expected: bool) -> None:
 )
 def test_quoted_text_alone(value: Any, text: str) -> None:
     assert quoted(value) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"tanh", "relu", "gelu", "elu"}, ["elu", "gelu", "relu", "tanh"]),
+        (frozenset({(5, 5), (3, 3), None, 10, 9}), [9, 10, None, (3, 3), (5, 5)]),
+        (["b", "a"], ["b", "a"]),
+        (("b", "a"), ["b", "a"]),
+    ],
+)
+def test_ordered_set(values: Any, expected: list[Any]) -> None:
+    """Texts have another hash in every process."""
+    assert ordered(values) == expected

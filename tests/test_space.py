@@ -1,5 +1,6 @@
 """Search spaces: what is searched, what the study holds, what a config holds."""
 
+import functools
 import math
 import threading
 from collections.abc import Callable
@@ -175,7 +176,19 @@ def test_space_values_not_shared(value: Any) -> None:
     assert len({id(config[name]) for config in (one, other) for name in ("x", "c")}) == 4
 
 
-@pytest.mark.parametrize("value", [threading.Lock(), math, (torch.ones(1, requires_grad=True) * 2)])
+class Unshown:
+    def __repr__(self) -> str:
+        raise ArithmeticError
+
+
+DEEP = functools.reduce(lambda value, _: [value], range(2_000), [1])
+ITSELF: dict[str, Any] = {}
+ITSELF["a"] = [ITSELF]
+GRAPH = torch.ones(1, requires_grad=True) * 2
+UNSENT = [threading.Lock(), math, GRAPH, 10**5000, Unshown(), DEEP, ITSELF]
+
+
+@pytest.mark.parametrize("value", UNSENT, ids=lambda value: type(value).__name__)
 def test_space_values_sent(value: Any) -> None:
     """Ray copies and pickles each config, and would end the sweep."""
     message = "'m/v' holds .*, which cannot be sent to a trial"
@@ -288,7 +301,7 @@ def test_space_notes() -> None:
 SAMPLED = """
     def space(trial):
         a = trial.suggest_int("a", 5, 9)
-        return {"m": {"b": draw({"a": a})}}"""
+        return {"m": {"b": 2}}"""
 IN_LIST = """
     def space(trial):
         layers = [trial.suggest_int("layers_0", 8, 63), 3]

@@ -91,6 +91,13 @@ def test_summary_whole_text() -> None:
     ]
 
 
+def test_summary_exhausted_counts_none() -> None:
+    """A config may have several rows: from the queue, or tried again."""
+    result = make_result(ended=Outcome.of(Kind.EXHAUSTED))
+    end = "Ended: the space is exhausted: each of its configs was tried"
+    assert format_summary(result).splitlines()[-1] == end
+
+
 def test_summary_counts_silent_trial_once() -> None:
     result = make_result(rows=[make_row(0, "FAIL", "reported nothing", 0)])
     assert "0 finished, 0 stopped by ASHA, 1 failed\n" in format_summary(result)

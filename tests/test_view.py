@@ -35,7 +35,7 @@ def ending(state: TrialState, curve: dict[int, float], crashed: bool = False) ->
     """How a trial ended: trained to its end, stopped or diverged."""
     kind = Kind.NAN if crashed else Kind.LAST_EPOCH if state == COMPLETE else Kind.ASHA
     value = curve[max(curve)] if curve else None
-    return Ending(Outcome.of(kind), value, curve, {})
+    return Ending(Outcome.of(kind), value, curve, {}, {})
 
 
 class Shown:

@@ -16,7 +16,7 @@ from optuna.distributions import (
     check_distribution_compatibility,
 )
 
-from tune_jobs.engine.core.domains import domains_in, spell
+from tune_jobs.engine.core.domains import domains_in, forgotten_in, spell
 from tune_jobs.engine.core.internals import give
 from tune_jobs.engine.core.outcome import Kind, Outcome
 from tune_jobs.engine.core.parameters import Choice, Number, Parameter, copied
@@ -36,7 +36,8 @@ class SpaceTrial(optuna.Trial):
     """The trial that a define-by-run function is given.
 
     - Its number is that of the record; a view that has trials of another sweep counts otherwise.
-    - Choices may be anything; the study holds labels, as of a dict of domains.
+    - Choices may be anything; the study holds labels, as of a dict of domains. `params` are the
+      values that were suggested.
     - A value of the queue that is not in the domain raises, and is not used with a warning.
 
     Args:
@@ -48,19 +49,29 @@ class SpaceTrial(optuna.Trial):
         asked: What it was asked for, by name.
         values: What it gave, by name.
         has_sampler_failed: Whether the sampler raised.
+        is_misfit: Whether a value that it was given was not in the domain.
     """
 
     def __init__(self, trial: optuna.Trial, number: int, given: Mapping[str, Any]) -> None:
         vars(self).update(vars(trial))  # asked by Optuna already
         self.asked: dict[str, BaseDistribution] = {}
         self.values: dict[str, Any] = {}
-        self.has_sampler_failed = False
+        self.has_sampler_failed = self.is_misfit = False
         self._given = given
         self._number_in_record = number
 
     @property
     def number(self) -> int:
         return self._number_in_record
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {name: copied(value) for name, value in self.values.items()}
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """What the study holds, by name."""
+        return super().params
 
     def suggest_float(
         self,
@@ -114,9 +125,10 @@ class SpaceTrial(optuna.Trial):
         try:
             return parameter.encode(self._given[name])
         except ValueError:
+            self.is_misfit = True
             raise ValueError(
                 f"the config in the queue has {name} = {self._given[name]!r}, which is not in the "
-                f"space: {parameter.distribution}"
+                f"space: {parameter.text}"
             ) from None
 
     def _check_others(self, name: str, asked: BaseDistribution) -> None:
@@ -202,6 +214,11 @@ def _checked(returned: Any) -> dict[str, Any]:
         if (found := next(domains_in(value), None)) is not None:
             raise TypeError(
                 f"the space returned {spell(found)} as {key!r}; suggest it with trial.suggest_..."
+            )
+        if (called := forgotten_in(value)) is not None:
+            raise TypeError(
+                f"the space returned a function of Tune as {key!r}, {called}; suggest it with "
+                "trial.suggest_..."
             )
     return {key: copied(value) for key, value in returned.items()}
 

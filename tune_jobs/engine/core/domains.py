@@ -1,8 +1,14 @@
 """Tune's domains as parameters: `convert_domain`."""
 
+import functools
+import inspect
 import math
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from decimal import Decimal
+from itertools import islice
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,11 +22,13 @@ from ray.tune.search import sample
 
 from tune_jobs.engine.core.errors import SettingsError
 from tune_jobs.engine.core.parameters import Choice, Grid, Number, Parameter
-from tune_jobs.engine.core.readable import readable
+from tune_jobs.engine.core.readable import ordered, readable
 
 __all__ = [
     "convert_domain",
     "domains_in",
+    "fields_of",
+    "forgotten_in",
     "grid_values",
     "has_domain",
     "is_domain",
@@ -29,6 +37,7 @@ __all__ = [
 ]
 
 WIDTH = 3  # standard deviations to either side of a normal distribution's mean
+MOST_PARTS = 50_000  # of a value that is looked through
 MANY_STEPS = 2**53  # a float cannot tell more apart
 
 
@@ -48,12 +57,35 @@ def grid_values(value: Any) -> Any:
 
 def domains_in(value: Any) -> Iterator[Any]:
     """The domains inside a value, on any level."""
-    yield from _domains_in(value, ())
+    return filter(is_domain, _parts(value))
 
 
 def has_domain(value: Any) -> bool:
     """Whether there is a domain inside a value, or it is one."""
     return next((True for _ in domains_in(value)), False)
+
+
+def forgotten_in(value: Any) -> str | None:
+    """A function of Tune's inside a value, as it is to be called; None: there is none."""
+    own = sample.__name__
+    found = (
+        f"tune.{part.__name__}({', '.join(inspect.signature(part).parameters)})"
+        for part in _parts(value)
+        if isinstance(part, FunctionType) and part.__module__ == own
+    )
+    return next(found, None)
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """What an object holds by name; {} for modules, classes, functions, arrays, and the objects of
+    Ray and Optuna, which have domains of their own."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name, None) for field in fields(value)}
+    has_none = isinstance(value, (type, ModuleType, FunctionType)) or hasattr(value, "dtype")
+    if has_none or type(value).__module__.partition(".")[0] in ("ray", "optuna"):
+        return {}
+    held = getattr(value, "__dict__", {})
+    return held if type(held) is dict else {}
 
 
 def convert_domain(name: str, domain: Any) -> Parameter:
@@ -114,20 +146,32 @@ def _spell_number(domain: Any) -> str:
     return f"tune.{'' if step is None else 'q'}{name}({', '.join(texts)})"
 
 
-def _domains_in(value: Any, around: tuple[int, ...]) -> Iterator[Any]:
-    if is_domain(value):
-        yield value
-    elif id(value) not in around:  # a list may hold itself
-        for item in _items(value):
-            yield from _domains_in(item, (*around, id(value)))
+def _parts(value: Any) -> Iterator[Any]:
+    """A value and what it holds on any level, from the outside in."""
+    waiting, seen = deque([value]), set[int]()  # a list may hold itself
+    while waiting and len(seen) < MOST_PARTS:
+        part = waiting.popleft()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        if not is_domain(part):
+            waiting.extend(islice(_items(part), MOST_PARTS))
 
 
 def _items(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    if isinstance(value, np.ndarray):
-        return value.flat if value.dtype == object else ()
-    return value if isinstance(value, (list, tuple, set, frozenset)) else ()
+    try:
+        if isinstance(value, Mapping):
+            return list(value.values())
+        if isinstance(value, np.ndarray):
+            return value.flat if value.dtype == object else ()
+        if isinstance(value, (list, tuple, set, frozenset, deque)):
+            return value
+        if isinstance(value, functools.partial):
+            return [value.func, *value.args, *value.keywords.values()]
+        return list(fields_of(value).values())
+    except Exception:  # of a user's own class
+        return ()
 
 
 def _choices(domain: Any) -> Iterable[Any]:
@@ -138,7 +182,7 @@ def _choices(domain: Any) -> Iterable[Any]:
 
 def _listed(name: str, kind: str, values: Any) -> list[Any]:
     is_listed = isinstance(values, Iterable) and not isinstance(values, (str, bytes, dict))
-    listed = list(values) if is_listed else []
+    listed = ordered(values) if is_listed else []
     if not listed:
         raise SettingsError(
             f"{name!r} must have a list of values to choose from, got tune.{kind}({values!r})."

@@ -1,6 +1,7 @@
 """What a search space holds for one name: `Parameter`, a number or a choice."""
 
 import copy
+import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from optuna.distributions import (
 )
 from ray import cloudpickle
 
-from tune_jobs.engine.core.readable import is_text_of, label, readable, same, unique
+from tune_jobs.engine.core.readable import is_text_of, label, ordered, readable, same, unique
 
 __all__ = ["Choice", "Grid", "Number", "Parameter", "copied", "send"]
 
@@ -51,6 +52,11 @@ class Parameter(ABC):
         Raises:
             ValueError: The value is not in the domain.
         """
+
+    @property
+    def text(self) -> str:
+        """The domain in words, for messages."""
+        return str(self.distribution)
 
     @property
     @abstractmethod
@@ -133,10 +139,11 @@ class Number(Parameter):
     def encode(self, value: Any) -> Any:
         number = _number(value)
         domain = self.distribution
-        known: Any = self.grid or self.values
+        # Beside a grid, the study holds numbers that are not rounded, and a queue may give them.
+        known = self._drawn
         is_outside = number is None or not domain.low <= number <= domain.high
         if number is None or is_outside or (known is not None and _find(known, number) is None):
-            raise ValueError(f"{value!r} is not in {self._text()}")
+            raise ValueError(f"{value!r} is not in {self.text}")
         if isinstance(domain, IntDistribution):
             return round(number)
         if domain.step is None:
@@ -146,9 +153,12 @@ class Number(Parameter):
 
     @cached_property
     def _values(self) -> Sequence[Any] | None:
+        return self._drawn if self.grid is None else self.grid
+
+    @cached_property
+    def _drawn(self) -> Sequence[Any] | None:
+        """The different values that the study may hold; None: infinitely many."""
         domain = self.distribution
-        if self.grid is not None:
-            return self.grid
         if isinstance(domain, IntDistribution):
             return range(domain.low, domain.high + 1, domain.step)
         if domain.step is not None:
@@ -160,6 +170,13 @@ class Number(Parameter):
     def values(self) -> Sequence[Any] | None:
         return self._values
 
+    @property
+    def size(self) -> int | None:
+        values = self.values
+        if isinstance(values, range):  # which may be longer than `len` can say
+            return (values.stop - values.start - 1) // values.step + 1
+        return super().size
+
     def index(self, held: Any) -> int:
         values: Any = self.values
         return int(values.index(held) if isinstance(values, range) else values.nearest(held))
@@ -168,9 +185,12 @@ class Number(Parameter):
         values: Any = self.values
         return self.encode(values[index])
 
-    def _text(self) -> str:
-        steps = "" if self.grid is None else f"the multiples of {self.grid.step:g} in "
-        return f"{steps}{self.distribution}"
+    @property
+    def text(self) -> str:
+        grid = self.grid
+        if grid is None:
+            return super().text
+        return f"the multiples of {grid.step:g} from {grid[0]:g} to {grid[len(grid) - 1]:g}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +209,7 @@ class Choice(Parameter):
     @classmethod
     def of(cls, values: Iterable[Any]) -> "Choice":
         """A choice of these values, of which there is at least one."""
-        choices = tuple(values)
+        choices = tuple(ordered(values))
         return cls(CategoricalDistribution(_held(choices)), choices)
 
     def decode(self, held: Any) -> Any:
@@ -253,8 +273,10 @@ def send(value: Any) -> None:
     """Do what Ray does to a config that it sends to a trial; it would end the sweep if it failed.
 
     Raises:
-        Exception: The value cannot be copied, or not be pickled.
+        Exception: The value cannot be copied, pickled, shown, or written as JSON without those keys
+            that JSON has not: it holds itself, an integer is huge, or its `__repr__` raises.
     """
+    json.dumps(value, default=repr, skipkeys=True)
     cloudpickle.dumps(copy.deepcopy(value))
 
 

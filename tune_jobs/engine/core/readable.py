@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["is_text_of", "label", "quoted", "readable", "same", "unique"]
+__all__ = ["is_text_of", "label", "ordered", "quoted", "readable", "same", "unique"]
 
 MOST_ITEMS = 1_000  # of an array that is written out
 DEEPEST = 50
@@ -60,6 +60,13 @@ def is_text_of(text: Any, value: Any) -> bool:
     """Whether a text is what best.json has for infinity or NaN, which JSON cannot hold."""
     is_special = isinstance(value, float) and not math.isfinite(value)
     return is_special and isinstance(text, str) and text == json.dumps(value)
+
+
+def ordered(values: Iterable[Any]) -> list[Any]:
+    """The values as a list; those of a set in an order that does not depend on the process."""
+    if not isinstance(values, (set, frozenset)):
+        return list(values)
+    return sorted(values, key=lambda value: _order(readable(value)))
 
 
 def unique(texts: Iterable[str]) -> list[str]:

@@ -1,13 +1,18 @@
 """A define-by-run space that does what a dict of domains cannot: `suggest_instead`."""
 
 import re
+from collections import deque
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import numpy as np
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from ray.tune.search import sample
 
-from tune_jobs.engine.core.domains import grid_values, has_domain, is_domain, rule_of
-from tune_jobs.engine.core.readable import label, readable
+from tune_jobs.engine.core.domains import fields_of, grid_values, has_domain, is_domain, rule_of
+from tune_jobs.engine.core.readable import readable
+from tune_jobs.engine.core.sampled import body_of
 
 __all__ = ["suggest_instead", "suggest_sampled"]
 
@@ -24,9 +29,9 @@ def suggest_instead(name: str, value: Any) -> str:
     if choices is None:
         choices = getattr(value, "categories", getattr(value, "choices", None))
     if choices is None:
-        return _function(f"{variable} = {_code(value, variable)}", name, variable)
+        return _function(f"{variable} = {_code_within(value, variable)}", name, variable)
     places = list(range(len(list(choices))))
-    texts = [_code(choice, f"{variable}_{place}") for place, choice in enumerate(choices)]
+    texts = [_code_within(choice, f"{variable}_{place}") for place, choice in enumerate(choices)]
     cases = [f"{text} if which == {place}" for place, text in zip(places, texts[:-1], strict=False)]
     which = f'which = trial.suggest_categorical("{variable}", {places})'
     return _function(which, name, " else ".join([*cases, texts[-1]]))
@@ -40,25 +45,35 @@ def suggest_sampled(name: str, domain: Any, others: dict[str, Any]) -> str:
         domain: What `tune.sample_from` returned.
         others: The other domains of the space, by flat name.
     """
-    fits = (n for n, o in others.items() if is_domain(o) and not isinstance(o, sample.Function))
-    other = next(fits, None)
-    known = "x" if other is None else _variable(other)
-    first = f"{known} = {_code(others.get(other or '', sample.uniform(0, 1)), known)}"
-    called = label(domain.func).rpartition(".")[2]
-    given = f'{{"{known}": {known}}}' if domain.pass_config else ""
-    function = called if called.isidentifier() else "draw"
-    return _function(first, name, f"{function}({given})")
+    known = {n: o for n, o in others.items() if is_domain(o) and not isinstance(o, sample.Function)}
+    plain = [n for n in known if n.rpartition("/")[2].isidentifier()]
+    body, read = body_of(domain.func, plain) or (None, [])
+    shown = list(dict.fromkeys(read)) or list(known)[:1]
+    lines = [f"{_variable(n)} = {_code(known[n], _variable(n))}" for n in shown]
+    if body is None:
+        body = _variable(name)
+        other = f"2 * {_variable(shown[0])}" if shown else f'trial.suggest_float("{body}", 0, 1)'
+        lines.append(f"{body} = {other}  # in place of what the function does")
+    return _function("\n        ".join(lines), name, body)
 
 
 def _function(line: str, name: str, value: str) -> str:
     for part in reversed(name.split("/")):
         value = f'{{"{part}": {value}}}'
-    return f"    def space(trial):\n        {line}\n        return {value}"
+    lines = f"{line}\n        " if line else ""
+    return f"    def space(trial):\n        {lines}return {value}"
 
 
 def _variable(name: str) -> str:
     variable = re.sub(r"\W", "_", name.rpartition("/")[2])
     return variable if variable.isidentifier() else f"x_{variable}"
+
+
+def _code_within(value: Any, name: str) -> str:
+    try:
+        return _code(value, name)
+    except RecursionError:  # it holds itself
+        return "..."
 
 
 def _code(value: Any, name: str) -> str:
@@ -67,12 +82,24 @@ def _code(value: Any, name: str) -> str:
         return _suggest(value, name)
     if not has_domain(value):
         return _literal(value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         items = (f"{k!r}: {_code(v, f'{name}_{_variable(str(k))}')}" for k, v in value.items())
         return f"{{{', '.join(items)}}}".replace("'", '"')
+    if isinstance(value, partial):
+        return _object("partial", [value.func, *value.args], value.keywords, name)
+    if isinstance(value, deque):
+        return f"deque({_code(list(value), name)})"
+    if not isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
+        return _object(type(value).__name__, [], fields_of(value), name)
     items = (_code(item, f"{name}_{place}") for place, item in enumerate(value))
     text = ", ".join(items)
     return f"({text},)" if isinstance(value, tuple) else f"[{text}]"
+
+
+def _object(called: str, args: list[Any], fields: dict[str, Any], name: str) -> str:
+    texts = [_code(arg, f"{name}_{place}") for place, arg in enumerate(args)]
+    texts += [f"{key}={_code(item, f'{name}_{key}')}" for key, item in fields.items()]
+    return f"{called}({', '.join(texts)})"
 
 
 def _literal(value: Any) -> str:

@@ -15,6 +15,7 @@ from ray.tune.search import sample
 from tune_jobs.engine.core.domains import (
     convert_domain,
     domains_in,
+    forgotten_in,
     grid_values,
     has_domain,
     is_domain,
@@ -121,7 +122,7 @@ class SearchSpace:
         try:
             return self.parameters[name].encode(value)
         except ValueError as error:
-            domain = self.parameters[name].distribution
+            domain = self.parameters[name].text
             raise ValueError(
                 f"has {name} = {value!r}, which is not in the space: {domain}"
             ) from error
@@ -192,6 +193,11 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 
 def _convert(space: dict[str, Any]) -> SearchSpace:
     flat = dict(_flatten(space))
+    for name, value in flat.items():
+        if (called := forgotten_in(value)) is not None:
+            raise SettingsError(
+                f"{name!r} has a function of Tune that is not called; write {called}."
+            )
     domains = {name: value for name, value in flat.items() if has_domain(value)}
     if not domains:
         raise SettingsError("space holds nothing to search; give a parameter tune.uniform(0, 1).")

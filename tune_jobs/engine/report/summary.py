@@ -47,7 +47,7 @@ def _format_end(result: SweepResult) -> str:
     num_trials = len(result.rows)
     words: dict[str, str] = {
         Kind.ALL_DONE: f"all {num_trials} trials are done",
-        Kind.EXHAUSTED: f"the space is exhausted: each of its configs was tried, {num_trials}",
+        Kind.EXHAUSTED: "the space is exhausted: each of its configs was tried",
         Kind.TIME_BUDGET: "the time budget is spent",
         Kind.INTERRUPTED: "interrupted",
         Kind.OTHER_GOOD_ENOUGH: f"a trial reached {result.settings.stop_at}, the score to stop at",

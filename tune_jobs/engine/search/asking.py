@@ -26,7 +26,7 @@ from tune_jobs.engine.core.space import DefineByRun, SearchSpace
 from tune_jobs.engine.search.finite import Tried
 from tune_jobs.engine.search.samplers import reseed
 from tune_jobs.engine.search.view import View
-from tune_jobs.engine.store.configs import CONFIG_ATTR, pack_config
+from tune_jobs.engine.store.configs import CONFIG_ATTR
 from tune_jobs.engine.store.entries import has_ended_in_space
 
 __all__ = ["Asker", "make_asker"]
@@ -163,20 +163,26 @@ class DefineAsker(Asker):
         has_nothing = has_ended_in_space(trial) and not trial.params  # it is no config
         if not has_nothing and all(map(_is_finite, trial.distributions.values())):
             self._trials.append(trial)
-            self._tried.add(_key(trial.system_attrs.get(CONFIG_ATTR, trial.params)))
+            self._tried.add(_key(trial.params))
 
     def ask(self, number: int) -> Suggested | None:
         for attempt in range(ATTEMPTS):
             suggested, trial = self._ask(number, attempt, {})
-            if not self._is_tried(suggested, trial):
+            if not self._is_tried(trial):
                 return suggested
             self._view.discard()
         untried = self._find_untried(number)
         return None if untried is None else self._ask(number, ATTEMPTS, untried)[0]
 
     def _ask_waiting(self, number: int, waiting: FrozenTrial) -> Suggested:
+        """What the config leaves out is drawn until the values that it has fit what is drawn."""
         fixed = waiting.system_attrs.get("fixed_params", {})
-        return self._ask(number, 0, fixed, waiting)[0]
+        for attempt in range(ATTEMPTS):
+            suggested, trial = self._ask(number, attempt, fixed, waiting)
+            if trial is None or not trial.is_misfit or trial.held.keys() <= fixed.keys():
+                return suggested
+            self._view.discard()
+        return self._ask(number, ATTEMPTS, fixed, waiting)[0]
 
     def _ask(
         self,
@@ -193,12 +199,12 @@ class DefineAsker(Asker):
         seeds = self._seeds(number, attempt)
         return _sendable(run_space(self._define, trial, seeds)), trial
 
-    def _is_tried(self, suggested: Suggested, trial: SpaceTrial | None) -> bool:
+    def _is_tried(self, trial: SpaceTrial | None) -> bool:
         if trial is None or trial.has_sampler_failed:
             return False
         if not all(map(_is_finite, trial.asked.values())):
             return False
-        return _key(pack_config(suggested.config)) in self._tried
+        return _key(trial.held) in self._tried
 
     def _find_untried(self, number: int) -> dict[str, Any] | None:
         """Params that were not tried, by Optuna's own search of everything; None: there are none.
@@ -212,8 +218,8 @@ class DefineAsker(Asker):
             study = optuna.create_study(sampler=BruteForceSampler(seed=sum(seeds)))
         study.add_trials([_complete(trial) for trial in self._trials])
         trial = SpaceTrial(study.ask(), number, {})
-        suggested = run_space(self._define, trial, seeds)
-        return None if self._is_tried(_sendable(suggested), trial) else trial.params
+        run_space(self._define, trial, seeds)
+        return None if self._is_tried(trial) else trial.held
 
 
 def _check_notes(waiting: FrozenTrial) -> None:
@@ -232,8 +238,9 @@ def _sendable(suggested: Suggested) -> Suggested:
     return suggested
 
 
-def _key(packed: Mapping[str, Any]) -> str:
-    return json.dumps(packed, sort_keys=True)
+def _key(params: Mapping[str, Any]) -> str:
+    """What a trial asked for; what its space returned may differ by nothing but its number."""
+    return json.dumps(params, sort_keys=True)
 
 
 def _is_finite(distribution: BaseDistribution) -> bool:

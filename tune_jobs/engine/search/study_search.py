@@ -15,8 +15,9 @@ from tune_jobs.engine.core.result import CANNOT_RESUME, ENDS_ITSELF, EPOCH, RETU
 from tune_jobs.engine.core.space import SearchSpace
 from tune_jobs.engine.core.transient import Transient
 from tune_jobs.engine.search.asking import make_asker
+from tune_jobs.engine.search.internals import has_constraints
 from tune_jobs.engine.search.view import STUDY_NAME, Ending, View
-from tune_jobs.engine.store.configs import recordable
+from tune_jobs.engine.store.configs import recordable, values_of
 from tune_jobs.engine.store.entries import id_of, results_of, returned_by
 from tune_jobs.engine.store.record import Record
 
@@ -137,8 +138,8 @@ class StudySearch(Transient, OptunaSearch):
             message = f"it ended and had not reported {self._goal.metric!r}"
             outcome = Outcome(Kind.SILENT, Cause.TRIAL, message)
         metrics = _metrics_of(trial, self._goal)
-        ending = Ending(outcome, value, final_curve(trial), metrics)
         try:
+            ending = Ending(outcome, value, final_curve(trial), metrics, self._config_of(trial))
             kept = self._view.end(trial_id, ending)
         except Exception as error:
             self._record.decide(trial_id, outcome)
@@ -171,8 +172,14 @@ class StudySearch(Transient, OptunaSearch):
         for trial in self._record.running():
             value, metrics = self._goal.score(trial), _metrics_of(trial, self._goal)
             if value is not None:
-                violations = self._view.violations(id_of(trial), value, metrics)
+                violations = self._view.violations(
+                    id_of(trial), value, metrics, self._config_of(trial)
+                )
                 self._record.note(id_of(trial), violations)
+
+    def _config_of(self, trial: FrozenTrial) -> dict[str, Any]:
+        """What a trial was given, for the sampler's constraints, if it has any."""
+        return values_of(trial, self._searched) if has_constraints(self._view.study.sampler) else {}
 
     def end_unfinished(self, outcome: Outcome) -> None:
         """End the trials that the end of the sweep cut short; Tune reports these to no searcher."""

@@ -34,12 +34,14 @@ class Ending(NamedTuple):
         value: Its value; None: it has none.
         curve: Epoch -> score.
         metrics: What it reported with its value.
+        config: What it was given, by flat name; what the study holds may be labels.
     """
 
     outcome: Outcome
     value: float | None
     curve: Mapping[int, float]
     metrics: Mapping[str, Any]
+    config: Mapping[str, Any]
 
 
 @dataclass
@@ -219,7 +221,7 @@ class View:
         Args:
             trial_id: Tune's id.
             ending: How it ended. Its metrics are the trial's user attribute `metrics`, where a
-                `constraints_func` finds them.
+                `constraints_func` finds them, and its config the attribute `config`.
 
         Returns:
             What the sampler keeps with the trial.
@@ -230,21 +232,23 @@ class View:
         number, state, value = self._numbers[trial_id], ending.outcome.state, ending.value
         known = dict(self._actual(number).system_attrs)
         self.storage.set_trial_user_attr(self._optuna_id(number), "metrics", dict(ending.metrics))
-        self._tell_sampler(number, state, value)
+        self._tell_sampler(number, state, value, ending.config)
         kept = self._actual(number).system_attrs
         seen = self._seen[number]
         seen.state, seen.value, seen.curve = state, value, ending.curve
         self._finish(number, _ranks_last(ending.outcome, value))
         return {name: attr for name, attr in kept.items() if known.get(name) != attr}
 
-    def violations(self, trial_id: str, value: float, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def violations(
+        self, trial_id: str, value: float, metrics: Mapping[str, Any], config: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """What the sampler's constraints say of a trial that has not ended; arguments and result as
         for `end`, but nothing if the sampler has no constraints."""
         if not has_constraints(self.study.sampler):
             return {}
         number = self._numbers[trial_id]
         self.storage.set_trial_user_attr(self._optuna_id(number), "metrics", dict(metrics))
-        self._tell_sampler(number, TrialState.PRUNED, value)
+        self._tell_sampler(number, TrialState.PRUNED, value, config)
         attrs = self._actual(number).system_attrs
         return {name: attr for name, attr in attrs.items() if name.startswith("constraints")}
 
@@ -272,7 +276,7 @@ class View:
         ended = [number for number, seen in enumerate(self._seen) if seen.state.is_finished()]
         if ended:
             last = self._seen[ended[-1]]
-            self._tell_sampler(ended[-1], last.state, last.value)
+            self._tell_sampler(ended[-1], last.state, last.value, {})
 
     def _ensure_asked(self) -> None:
         """Make the trial, if the sampler failed before Optuna had made it."""
@@ -375,12 +379,15 @@ class View:
     def _optuna_id(self, number: int) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
-    def _tell_sampler(self, number: int, state: TrialState, value: float | None) -> None:
+    def _tell_sampler(
+        self, number: int, state: TrialState, value: float | None, config: Mapping[str, Any]
+    ) -> None:
         values = None if value is None else [value]
         # A trial without a value has no metrics, of which a constraint may be.
         state = state if values else TrialState.FAIL
         told, sampler = copy.copy(self._actual(number)), self.study.sampler
         told.values = values
+        told.user_attrs = {**told.user_attrs, "config": dict(config)}
         # Optuna's grid fails on a config that it has not given itself.
         is_foreign = isinstance(sampler, GridSampler) and "grid_id" not in told.system_attrs
         with suppress(KeyError) if is_foreign else nullcontext():

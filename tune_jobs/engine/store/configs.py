@@ -14,7 +14,15 @@ from ray.tune.utils.util import unflatten_dict
 from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import SearchSpace
 
-__all__ = ["CONFIG_ATTR", "config_of", "pack_config", "recordable", "shown_config", "to_json"]
+__all__ = [
+    "CONFIG_ATTR",
+    "config_of",
+    "pack_config",
+    "recordable",
+    "shown_config",
+    "to_json",
+    "values_of",
+]
 
 # The system attribute in which an Optuna trial holds what the search space gave it: the values of a
 # dict of domains by their flat names, or the config of a define-by-run space as it is.
@@ -52,14 +60,18 @@ def config_of(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
         trial: The trial.
         space: What is searched; it has the constants, which are not recorded with each trial.
     """
-    recorded = trial.system_attrs.get(CONFIG_ATTR)
-    if recorded is not None:
-        decoded = {} if space.define is not None else space.decode(trial.params)
-        return space.config({**decoded, **_unpack_known(recorded, decoded)})
+    if CONFIG_ATTR in trial.system_attrs:
+        return space.config(values_of(trial, space))
     recorded = trial.system_attrs.get(OLD_CONFIG_ATTR)
     if recorded is not None:
         return _nested(space, {name: _unpack(value) for name, value in recorded.items()})
     return _suggest_again(trial, space)
+
+
+def values_of(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any]:
+    """What the space gave a recorded trial, by flat name; arguments as for `config_of`."""
+    decoded = {} if space.define is not None else space.decode(trial.params)
+    return {**decoded, **_unpack_known(trial.system_attrs.get(CONFIG_ATTR, {}), decoded)}
 
 
 def shown_config(trial: FrozenTrial) -> dict[str, Any]:

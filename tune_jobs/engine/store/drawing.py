@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import RandomSampler
 
 from tune_jobs.engine.core.define_by_run import SpaceTrial, run_space
+from tune_jobs.engine.core.readable import readable
 from tune_jobs.engine.core.space import DefineByRun
 
 __all__ = ["Drawn", "draw", "draw_often"]
@@ -27,12 +28,14 @@ class Drawn:
         held: What the study would hold.
         constants: What it returned.
         is_whole: Whether it came to its end.
+        varying: The constants that differed between draws.
     """
 
     asked: dict[str, BaseDistribution] = field(default_factory=dict)
     held: dict[str, Any] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
     is_whole: bool = True
+    varying: set[str] = field(default_factory=set)
 
 
 def draw(define: DefineByRun, given: Mapping[str, Any]) -> Drawn:
@@ -55,6 +58,9 @@ def draw_often(define: DefineByRun, given: Mapping[str, Any]) -> Drawn:
             drawn = _draw(define, given, study, number)
             seen.asked |= drawn.asked
             seen.held |= drawn.held
+            for name in drawn.constants.keys() & seen.constants.keys():
+                if readable(drawn.constants[name]) != readable(seen.constants[name]):
+                    seen.varying.add(name)
             seen.constants |= drawn.constants
     return seen
 
@@ -63,7 +69,7 @@ def _draw(define: DefineByRun, given: Mapping[str, Any], study: optuna.Study, nu
     trial = SpaceTrial(study.ask(), number, given)
     suggested = run_space(define, trial, [number])
     constants = {n: v for n, v in suggested.config.items() if n not in trial.values}
-    held = {name: value for name, value in trial.params.items() if name in trial.values}
+    held = {name: value for name, value in trial.held.items() if name in trial.values}
     return Drawn(dict(trial.asked), held, constants, suggested.outcome is None)
 
 

@@ -238,7 +238,8 @@ def _check_drawn(config: Mapping[str, Any], define: DefineByRun) -> dict[str, An
         if name in seen.asked and name not in seen.held:
             domain = seen.asked[name]
             raise ValueError(f"has {name} = {value!r}, which is not in the space: {domain}")
-        if name not in seen.asked and readable(seen.constants.get(name, seen)) != value:
+        is_known = name in seen.asked or name in seen.varying
+        if not is_known and readable(seen.constants.get(name, seen)) != value:
             raise ValueError(f"has {name!r}; the space has {', '.join(seen.asked)}")
     return {name: value for name, value in flat.items() if name in seen.asked}
 
