@@ -37,7 +37,7 @@ class Ran:
             self.run()
 
     def run(self) -> None:
-        driven, trial_id = self.driven, f"t{len(self.driven.trials)}"
+        driven, trial_id = self.driven, f"t{len(self.driven.record.started())}"
         config = driven.search.suggest(trial_id)
         self.is_exhausted = config == Searcher.FINISHED
         if self.is_exhausted or driven.record.trial(trial_id).state.is_finished():

@@ -124,7 +124,7 @@ def test_queue_interrupted_start_goes_on(tmp_path: Path) -> None:
     ran = Ran(tmp_path, suggest_x, 1, queue=[{"x": 0.5}])
     file = ran.driven.record.file
     lines = file.read_text().splitlines(keepends=True)
-    begun = next(n for n, line in enumerate(lines) if '"trial_id":"t1"' in line)
+    begun = next(n for n, line in enumerate(lines) if '"trial_id":"t0"' in line)
     file.write_text("".join(lines[: begun + 1]))
     again = Ran(tmp_path, suggest_x, 1)
     assert (again.configs, again.failures) == ([{"x": 0.5}], [])

@@ -147,7 +147,7 @@ def test_best_so_far_when_time_is_up(tmp_path: Path) -> None:
             tune.report({"loss": -config["x"] if slow else config["x"]})
             time.sleep(60 if slow else 0)
 
-    options = {"max_epochs": 4, "asha": "stopping", "time_budget_s": 9}
+    options = {"max_epochs": 4, "asha": "stopping", "time_budget_s": 20}
     slots = {"max_concurrent": 3, "cpus_per_trial": 0.5}
     sampler = quiet_tpe(lambda trial: [0.5 if trial.params["x"] == 0.2 else -0.5])
     result = sweep(tmp_path, train, EpochSettings, sampler=sampler, **options, **slots)

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from optuna.trial import TrialState, create_trial
 from ray import tune
 
 from tune_jobs.engine import LightningSettings, Loaded, SettingsError, fixed, run_sweep, sweep
 from tune_jobs.engine.cluster.capacity import Capacity
 from tune_jobs.engine.core.settings import Settings
 from tune_jobs.engine.store.manifest import Manifest
+from tune_jobs.engine.store.record import Record
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class TrialsReachedError(Exception):
     """Raised where the trials would start."""
 
 
-def reach_trials(*args: Any) -> None:
+def reach_trials(opened: Any, record: Record, parts: Any) -> None:
+    """A trial has started: the sweep keeps its folder."""
+    record.start(f"t{record.num_trials}", create_trial(state=TrialState.RUNNING), {})
     raise TrialsReachedError
 
 
