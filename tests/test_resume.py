@@ -164,7 +164,8 @@ def test_worker_dies_between_trials(tmp_path: Path) -> None:
 
     def objective(config: dict[str, Any]) -> float:
         try:
-            ray.tune.report({"score": config["x"], "epoch": 1})
+            for epoch in (1, 2):
+                ray.tune.report({"score": config["x"], "epoch": epoch})
         except SystemExit:  # Tune stops it after its last epoch, to reuse the process
             if not died.exists():
                 died.touch()
