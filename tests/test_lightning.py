@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch
 import pytest
 import pytorch_lightning
+import ray
 import torch
 from pyarrow import fs
 from ray import tune
@@ -229,7 +230,8 @@ def test_trial_node_without_storage(
 ) -> None:
     context = SimpleNamespace(get_storage=lambda: storage)
     monkeypatch.setattr(tune, "get_context", lambda: context)
-    monkeypatch.setattr(tune, "with_parameters", partial)  # Ray's own puts the data into Ray
+    monkeypatch.setattr(tune, "with_parameters", partial)
+    monkeypatch.setattr(ray, "put", lambda data: data)  # Ray's own would start Ray
     trial = make_job(pytest.fail).make_trainable("m", ON_CPU, None)
     with pytest.raises(CheckpointError, match=message):  # its cause is the storage: the sweep ends
         trial({})
