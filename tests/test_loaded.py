@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import ray
 from optuna.trial import TrialState, create_trial
 from ray import tune
 
@@ -52,6 +53,7 @@ def reach_trials(opened: Any, record: Record, parts: Any) -> None:
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     capacity = Capacity({"1": {"CPU": 2.0}}, {"1": "here"})
     monkeypatch.setattr(sweep, "running_ray", lambda *args: nullcontext(False))
+    monkeypatch.setattr(ray, "put", lambda data: data)  # Ray's own would start Ray
     monkeypatch.setattr(sweep, "read_capacity", lambda autoscaler: capacity)
     monkeypatch.setattr(sweep, "check_shared", lambda *args: None)
     monkeypatch.setattr(sweep, "Driver", reach_trials)
