@@ -167,6 +167,7 @@ def test_function_of_any_kind(kind: str, tmp_path: Path) -> None:
     assert values(sweep(tmp_path, functions[kind]())) == [2 * x for x in XS]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("score", ["0.5"])
 def test_function_bad_score_fails_one_trial(score: Any, tmp_path: Path) -> None:
     def train(config: dict[str, Any]) -> None:

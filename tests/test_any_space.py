@@ -157,6 +157,7 @@ def has_constants(config: dict[str, Any]) -> bool:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("space", "is_right"), [(CHOICES, has_types), (CONSTANTS, has_constants)])
 def test_space_of_any_value(space: Any, is_right: Any, tmp_path: Path) -> None:
     """The config has the values; files have them in a readable form; and so after a resume."""

@@ -125,6 +125,7 @@ def test_worker_dies_too_often(tmp_path: Path) -> None:
     assert result.best_trial == 2
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_ray")
 def test_retries_wait_for_slots(tmp_path: Path) -> None:
     """Failed trials that are run again never exceed the slots."""
@@ -228,6 +229,7 @@ def test_resume_after_time_budget(tmp_path: Path) -> None:
         torch.load(file, weights_only=True)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_ray")
 def test_resume_extends_finished_sweep(tmp_path: Path) -> None:
     """Unless `stop_at` was reached already. Another sweep learns from it."""

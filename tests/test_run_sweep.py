@@ -322,6 +322,7 @@ assert look() == before, (look(), before)
 """
 
 
+@pytest.mark.long
 def test_run_sweep_starts_ray_as_guest(tmp_path: Path) -> None:
     """The same where the sweep starts Ray and stops it again; and it says nothing."""
     (tmp_path / "job.py").write_text(GUEST)

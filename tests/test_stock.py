@@ -64,6 +64,7 @@ def fit_ours(
     )
 
 
+@pytest.mark.long
 def test_stock_starts_process_per_trial(tmp_path: Path) -> None:
     def pid(config: dict[str, Any]) -> dict[str, float]:
         return {"score": float(os.getpid())}
@@ -74,6 +75,7 @@ def test_stock_starts_process_per_trial(tmp_path: Path) -> None:
     assert len({row["score"] for row in sweep.rows}) == 1
 
 
+@pytest.mark.long
 def test_stock_allows_one_pending_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting: list[int] = []
     update = TuneController.update_max_pending_trials
