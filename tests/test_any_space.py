@@ -7,7 +7,6 @@ import functools
 import json
 import math
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,31 +14,19 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import ray
 import torch
+from functions import Notices, running_ray
 from ray import tune
 
 from tune_jobs.engine import Settings, SettingsError, SweepFailedError, SweepResult, run_sweep
 from tune_jobs.engine.core.outcome import outcome_of
-from tune_jobs.engine.core.progress import Silent
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    yield
-    ray.shutdown()
-
-
-class Notices(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def on_notice(self, text: str) -> None:
-        self.lines.append(text)
+    yield from running_ray(__name__)
 
 
 def sweep(
