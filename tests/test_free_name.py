@@ -116,7 +116,7 @@ def test_new_sweep_keeps_others_files(storage: str, tmp_path: Path) -> None:
 
 
 def test_new_sweep_keeps_others_folder(storage: str, tmp_path: Path) -> None:
-    """A folder that was there before stays, empty as it was."""
+    """An empty folder that was there before is not deleted."""
     (tmp_path / "r" / "s").mkdir()
     with pytest.raises(ZeroDivisionError), open_sweep(request_of(storage), "s"):
         raise ZeroDivisionError
