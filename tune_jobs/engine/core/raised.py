@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 from tune_jobs.engine.core.memory import is_out_of_memory
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
 
-__all__ = ["HIDDEN", "outcome_of_raised"]
+__all__ = ["HIDDEN", "one_line", "outcome_of_raised"]
 
 # Whose frames are not shown: the engine's and Ray's.
 HIDDEN = (f"{Path(__file__).parents[1]}{os.sep}", f"{Path(ray.__file__).parent}{os.sep}")
@@ -45,12 +45,13 @@ def _chain(shown: TracebackException) -> Iterator[TracebackException]:
 
 
 def _message_of(error: BaseException) -> str:
-    message = _one_line(error)
+    message = one_line(error)
     hidden = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return message if hidden is None else f"{message} (after {_one_line(hidden)})"
+    return message if hidden is None else f"{message} (after {one_line(hidden)})"
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The name of an error's class, and the first line of its text."""
     if isinstance(error, SystemExit) and not isinstance(error.code, str):
         return f"SystemExit: the code called sys.exit({'' if error.code is None else error.code})"
     try:

@@ -12,6 +12,7 @@ from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
 from tune_jobs.engine.core.errors import TrialFailedError, is_of_storage
 from tune_jobs.engine.core.memory import is_out_of_memory
 from tune_jobs.engine.core.outcome import Cause, Kind, Outcome
+from tune_jobs.engine.core.raised import one_line
 
 __all__ = ["outcome_of_failed"]
 
@@ -27,8 +28,7 @@ def outcome_of_failed(trial: Any) -> Outcome:
         return Outcome("error", Cause.TRIAL, "an error that only the trial could name", text)
     if isinstance(error, TrialFailedError):
         return _outcome_of_users_code(error, trial)
-    lines = str(error).strip().splitlines()
-    message = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+    message = one_line(error)
     if is_out_of_memory(error):
         message = _with_advice(message, trial)
         return Outcome(Kind.OUT_OF_MEMORY, Cause.TRIAL, message, text)

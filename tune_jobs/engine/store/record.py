@@ -235,24 +235,21 @@ class Record:
         optuna_id, epoch = self._ids[trial_id], epoch_of(result)
         with self._writing():
             # The result first: `repair_curves` can make the curve from it.
-            self._enter(trial_id, f"{RESULT}{epoch:06d}", to_entry(result, stop))
+            self._enter_report(trial_id, f"{RESULT}{epoch:06d}", result, stop)
             if math.isfinite(score):
                 self._storage.set_trial_intermediate_value(optuna_id, epoch, score)
             self._enter_last_epoch(trial_id, epoch)
-        self._running_since[trial_id] = time.monotonic()
 
     def report_other(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Enter a report without the metric."""
         name = f"{OTHER_REPORT}{int(result['training_iteration']):06d}"
         with self._writing():
-            self._enter(trial_id, name, to_entry(result, None))
-        self._running_since[trial_id] = time.monotonic()
+            self._enter_report(trial_id, name, result, None)
 
     def report_returned(self, trial_id: str, result: Mapping[str, Any], stop: Kind | None) -> None:
         """Enter what a function returned; arguments as for `report`."""
         with self._writing():
-            self._enter(trial_id, RETURNED, to_entry(result, stop))
-        self._running_since[trial_id] = time.monotonic()
+            self._enter_report(trial_id, RETURNED, result, stop)
 
     def pause(self, trial_id: str, rung: int | None) -> None:
         """Enter at which rung a trial is paused; None: it is not paused any more."""
@@ -357,6 +354,12 @@ class Record:
 
     def _enter(self, trial_id: str, name: str, attr: Any) -> None:
         self._storage.set_trial_system_attr(self._ids[trial_id], name, attr)
+
+    def _enter_report(
+        self, trial_id: str, name: str, result: Mapping[str, Any], stop: Kind | None
+    ) -> None:
+        self._enter(trial_id, name, to_entry(result, stop))
+        self._running_since[trial_id] = time.monotonic()
 
     def _duration_of(self, trial: FrozenTrial) -> float:
         """Seconds that a trial which ends now was trained: until its last report, and since."""
